@@ -1,0 +1,132 @@
+//! Pure (types): what one look at the machine found, as plain data. This is "observed" everywhere; `discover` fills it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::mac::MacAddr;
+use crate::pci::{DeviceId, PciAddress, VendorId};
+use crate::vf::{VfAttributes, VfIndex};
+
+/// The SR-IOV side of a machine at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inventory {
+    /// The IOMMU.
+    pub iommu: Iommu,
+    /// Each network function that can have VFs, in order of address.
+    pub pfs: Vec<Pf>,
+}
+
+/// Whether DMA of devices is translated, which `vfio-pci` needs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Iommu {
+    /// True when the kernel has an active IOMMU (an entry in `/sys/class/iommu` and groups in `/sys/kernel/iommu_groups`).
+    pub active: bool,
+    /// The kernel command line, to tell what is missing on it.
+    pub command_line: String,
+}
+
+/// A physical function.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pf {
+    /// Its PCI address, by which it is known.
+    pub address: PciAddress,
+    /// PCI vendor.
+    pub vendor: VendorId,
+    /// PCI device.
+    pub device: DeviceId,
+    /// PCI device id of its VFs (`sriov_vf_device`).
+    pub vf_device: Option<DeviceId>,
+    /// Bound kernel driver.
+    pub driver: Option<String>,
+    /// `sriov_totalvfs`: the most VFs it can have.
+    pub totalvfs: u16,
+    /// `sriov_numvfs`: the VFs it has now.
+    pub numvfs: u16,
+    /// NUMA node, if the platform tells one.
+    pub numa_node: Option<u16>,
+    /// Eswitch mode by devlink; legacy where the driver has no devlink eswitch.
+    pub eswitch_mode: EswitchMode,
+    /// Its netdev in the namespace looked at; `None` without driver or when the netdev is elsewhere.
+    pub netdev: Option<Netdev>,
+    /// Link speed in Mbit/s, when the link is up.
+    pub link_speed_mbps: Option<u32>,
+    /// The VFs it has now, in order of index.
+    pub vfs: Vec<Vf>,
+}
+
+/// A virtual function.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vf {
+    /// Index on its PF.
+    pub index: VfIndex,
+    /// PCI address.
+    pub address: PciAddress,
+    /// PCI vendor.
+    pub vendor: VendorId,
+    /// PCI device.
+    pub device: DeviceId,
+    /// Bound driver; `None` when unbound.
+    pub driver: Option<String>,
+    /// IOMMU group number (`/dev/vfio/<group>`).
+    pub iommu_group: Option<u32>,
+    /// NUMA node, if the platform tells one.
+    pub numa_node: Option<u16>,
+    /// Its netdev in the namespace looked at; `None` when bound to a userspace driver, unbound, or moved to a pod.
+    pub netdev: Option<Netdev>,
+    /// What the PF reports of it; `None` when the PF has no netdev here or its driver left the VF out.
+    pub attributes: Option<VfAttributes>,
+}
+
+/// A network device of the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Netdev {
+    /// Interface index in its namespace.
+    pub ifindex: u32,
+    /// Name.
+    pub name: String,
+    /// Alternative names.
+    #[serde(default)]
+    pub alt_names: Vec<String>,
+    /// Hardware address; `None` for links without a six-byte address.
+    pub mac: Option<MacAddr>,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Largest MTU that the driver takes, in bytes; `None` when the kernel tells no limit.
+    pub max_mtu: Option<u32>,
+    /// Administratively up.
+    pub admin_up: bool,
+    /// Carrier present.
+    pub carrier: bool,
+    /// Link layer.
+    pub link_type: LinkType,
+}
+
+/// Link layer of a netdev (`ARPHRD_*`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LinkType {
+    /// `ARPHRD_ETHER`, 1.
+    #[default]
+    Ether,
+    /// `ARPHRD_INFINIBAND`, 32.
+    Infiniband,
+    /// Any other.
+    Other,
+}
+
+/// Mode of the embedded switch, in devlink's words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EswitchMode {
+    /// VFs are configured through their PF's netdev.
+    #[default]
+    Legacy,
+    /// VFs have representors.
+    Switchdev,
+}
+
+impl Pf {
+    /// The PF's names: primary first, then alternative names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.netdev.iter().flat_map(|n| std::iter::once(n.name.as_str()).chain(n.alt_names.iter().map(String::as_str)))
+    }
+}
