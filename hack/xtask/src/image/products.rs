@@ -1,0 +1,234 @@
+//! I/O: builds the product's binaries and its two images, `operator` and `node`; the archive format is in the parent module.
+//!
+//! Both images start from nothing: static binaries, `/tmp` and mount points. They hold no shell, no users and no certificates, because the programs
+//! trust only the cluster's own authority, which the kubelet mounts.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use serde::Deserialize;
+
+use super::{Digest, ImageSpec, write_oci_archive};
+use crate::workspace::{Workspace, show, stdout_of};
+
+/// How the binaries are compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Profile {
+    /// The build that the tests use anyway; debug sections are cut off for the image.
+    Dev,
+    /// What releases ship: optimised for size, link-time optimisation.
+    Dist,
+}
+
+impl Profile {
+    /// As `cargo --profile` takes it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Dev => "dev",
+            Self::Dist => "dist",
+        }
+    }
+}
+
+/// One image that was written.
+#[derive(Debug)]
+pub(crate) struct Written {
+    /// Full name with tag.
+    pub name: &'static str,
+    /// The archive.
+    pub archive: PathBuf,
+    /// The manifest's digest.
+    pub digest: Digest,
+}
+
+struct Recipe {
+    name: &'static str,
+    title: &'static str,
+    archive: &'static str,
+    /// Package and its binary, which becomes `/<binary>`.
+    binaries: &'static [(&'static str, &'static str)],
+    /// `uid:gid`; the node's programs change the machine and stay root.
+    user: Option<&'static str>,
+    entrypoint: &'static str,
+}
+
+const RECIPES: [Recipe; 2] = [
+    Recipe {
+        name: "localhost/sriov-operator:dev",
+        title: "SR-IOV network operator",
+        archive: "sriov-operator.tar",
+        binaries: &[("sriov-operator", "sriov-operator")],
+        user: Some("65532:65532"),
+        entrypoint: "/sriov-operator",
+    },
+    Recipe {
+        name: "localhost/sriov-node:dev",
+        title: "SR-IOV node: config daemon, device plugin, CNI",
+        archive: "sriov-node.tar",
+        binaries: &[
+            ("sriov-config-daemon", "sriov-config-daemon"),
+            ("sriov-device-plugin", "sriov-device-plugin"),
+            ("sriov-cni", "sriov"),
+        ],
+        user: None,
+        entrypoint: "/sriov-config-daemon",
+    },
+];
+
+/// Builds everything and writes `sriov-operator.tar` and `sriov-node.tar` into `out`.
+pub(crate) fn build(workspace: &Workspace, profile: Profile, out: &Path) -> Result<Vec<Written>> {
+    std::fs::create_dir_all(out).with_context(|| format!("make the folder {}", out.display()))?;
+    let wanted: Vec<(&str, &str)> = RECIPES
+        .iter()
+        .flat_map(|recipe| recipe.binaries)
+        .copied()
+        .collect();
+    let built = binaries(workspace, profile, &wanted)?;
+    let stripped = workspace.target_dir()?.join("image").join(profile.name());
+    std::fs::create_dir_all(&stripped)
+        .with_context(|| format!("make the folder {}", stripped.display()))?;
+    RECIPES
+        .iter()
+        .map(|recipe| write(recipe, &built, &stripped, out))
+        .collect()
+}
+
+/// Compiles `(package, binary)` pairs in one cargo run; the executables in the same order.
+pub(crate) fn binaries(
+    workspace: &Workspace,
+    profile: Profile,
+    wanted: &[(&str, &str)],
+) -> Result<Vec<(String, PathBuf)>> {
+    let mut command = workspace.cargo(&[
+        "build",
+        "--profile",
+        profile.name(),
+        "--message-format=json-render-diagnostics",
+    ]);
+    for (package, binary) in wanted {
+        command.args(["--package", package, "--bin", binary]);
+    }
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("start {}", show(&command)))?;
+    if !output.status.success() {
+        bail!("{} failed ({})", show(&command), output.status);
+    }
+    let executables = executables(&String::from_utf8_lossy(&output.stdout));
+    wanted
+        .iter()
+        .map(|(_, binary)| {
+            let found = executables.iter().find(|(name, _)| name == binary);
+            found
+                .cloned()
+                .with_context(|| format!("cargo built no binary named {binary}"))
+        })
+        .collect()
+}
+
+/// Pure: the binaries that cargo's JSON messages report.
+fn executables(messages: &str) -> Vec<(String, PathBuf)> {
+    #[derive(Deserialize)]
+    struct Message {
+        executable: Option<PathBuf>,
+        target: Option<Target>,
+    }
+    #[derive(Deserialize)]
+    struct Target {
+        name: String,
+    }
+    let parsed = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Message>(line).ok());
+    parsed
+        .filter_map(|message| Some((message.target?.name, message.executable?)))
+        .collect()
+}
+
+fn write(
+    recipe: &Recipe,
+    built: &[(String, PathBuf)],
+    stripped: &Path,
+    out: &Path,
+) -> Result<Written> {
+    let mut spec = ImageSpec::from_scratch(recipe.name);
+    spec.entrypoint = vec![recipe.entrypoint.to_owned()];
+    spec.user = recipe.user.map(str::to_owned);
+    spec.labels.insert(
+        "org.opencontainers.image.title".to_owned(),
+        recipe.title.to_owned(),
+    );
+    spec.labels.insert(
+        "org.opencontainers.image.licenses".to_owned(),
+        env!("CARGO_PKG_LICENSE").to_owned(),
+    );
+    spec.labels.insert(
+        "org.opencontainers.image.version".to_owned(),
+        env!("CARGO_PKG_VERSION").to_owned(),
+    );
+    for (_, binary) in recipe.binaries {
+        let (_, built) = built
+            .iter()
+            .find(|(name, _)| name == binary)
+            .with_context(|| format!("no binary named {binary} was built"))?;
+        let small = stripped.join(binary);
+        // Debug sections are most of a dev binary's size and of the time that a guest takes to import it.
+        stdout_of(
+            Command::new("strip")
+                .arg("--strip-debug")
+                .arg("-o")
+                .arg(&small)
+                .arg(built),
+        )?;
+        spec.add_file(&small, &format!("/{binary}"))?;
+    }
+    let archive = out.join(recipe.archive);
+    let digest = write_oci_archive(&spec, &archive)?;
+    Ok(Written {
+        name: recipe.name,
+        archive,
+        digest,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargo_messages_name_the_executables_and_nothing_else() {
+        let messages = concat!(
+            r#"{"reason":"compiler-artifact","target":{"name":"sriov_host"},"executable":null}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","target":{"name":"sriov"},"executable":"/t/debug/sriov"}"#,
+            "\nplain text\n",
+            r#"{"reason":"build-finished","success":true}"#,
+        );
+        assert_eq!(
+            executables(messages),
+            [("sriov".to_owned(), PathBuf::from("/t/debug/sriov"))]
+        );
+    }
+
+    #[test]
+    fn the_two_images_carry_the_four_binaries_once() {
+        let mut binaries: Vec<&str> = RECIPES
+            .iter()
+            .flat_map(|recipe| recipe.binaries)
+            .map(|(_, binary)| *binary)
+            .collect();
+        binaries.sort_unstable();
+        assert_eq!(
+            binaries,
+            [
+                "sriov",
+                "sriov-config-daemon",
+                "sriov-device-plugin",
+                "sriov-operator"
+            ]
+        );
+    }
+}
