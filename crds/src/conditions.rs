@@ -1,0 +1,151 @@
+//! Pure: every condition type and reason that the product writes, in one table, and the one rule for changing a condition list.
+//!
+//! Invariant of [`set`]: `lastTransitionTime` moves only when the status does, and nothing changes when nothing is new, so that a writer can
+//! skip the write.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+/// The object does what it says.
+pub const READY: &str = "Ready";
+/// Work is under way.
+pub const PROGRESSING: &str = "Progressing";
+/// Something asked for was refused or failed.
+pub const DEGRADED: &str = "Degraded";
+
+/// Reasons on a node state.
+pub mod node {
+    /// Everything asked is so.
+    pub const CONVERGED: &str = "Converged";
+    /// The operator has not rendered a spec yet.
+    pub const NOT_RENDERED: &str = "NotRendered";
+    /// The published plan is being carried out.
+    pub const APPLYING: &str = "Applying";
+    /// A step failed; it is tried again.
+    pub const STEP_FAILED: &str = "StepFailed";
+    /// At least one PF is left alone; the message lists them.
+    pub const REFUSED: &str = "Refused";
+    /// The spec could not be understood.
+    pub const INVALID_SPEC: &str = "InvalidSpec";
+    /// The machine could not be read.
+    pub const OBSERVE_FAILED: &str = "ObserveFailed";
+    /// Steps wait until VFs that pods use are free.
+    pub const WAITING_FOR_VFS_IN_USE: &str = "WaitingForVfsInUse";
+    /// Nothing is to be done.
+    pub const IDLE: &str = "Idle";
+    /// The PF's model is not listed in `supported-nic-ids`.
+    pub const UNSUPPORTED_NIC: &str = "UnsupportedNic";
+    /// VFs for userspace drivers were asked for without an active IOMMU.
+    pub const IOMMU_INACTIVE: &str = "IommuInactive";
+    /// More VFs were asked for than the PF can have.
+    pub const TOO_MANY_VFS: &str = "TooManyVfs";
+    /// Something was asked for that this version does not do.
+    pub const UNSUPPORTED_SETTING: &str = "UnsupportedSetting";
+}
+
+/// Reasons on a policy (ours).
+pub mod policy {
+    /// The policy is well-formed and takes part in rendering.
+    pub const ACCEPTED: &str = "Accepted";
+    /// The policy is malformed and is left out; the message says what is wrong.
+    pub const INVALID: &str = "InvalidPolicy";
+}
+
+/// Reasons on the three network kinds.
+pub mod network {
+    /// The NetworkAttachmentDefinition is in place.
+    pub const READY: &str = "NetworkReady";
+    /// It is not there, or belongs to someone else.
+    pub const NAD_NOT_FOUND: &str = "NetworkAttachmentDefinitionNotFound";
+    /// It could not be rendered from what the object says.
+    pub const NAD_INVALID: &str = "NetworkAttachmentDefinitionInvalid";
+    /// Its namespace does not exist (yet).
+    pub const NAMESPACE_NOT_FOUND: &str = "NamespaceNotFound";
+}
+
+/// Reasons on the operator configuration.
+pub mod operator_config {
+    /// Everything is deployed as asked.
+    pub const READY: &str = "OperatorConfigReady";
+    /// Something could not be deployed.
+    pub const SYNC_FAILED: &str = "OperatorConfigSyncFailed";
+    /// Something was asked for that is not supported.
+    pub const UNSUPPORTED: &str = "UnsupportedConfiguration";
+}
+
+/// What a writer says about one condition type.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// One of the type constants of this module.
+    pub kind: &'static str,
+    /// True, or false.
+    pub status: bool,
+    /// One of the reason constants of this module.
+    pub reason: &'static str,
+    /// For people; may be empty.
+    pub message: String,
+}
+
+/// Puts `outcome` into `conditions`, answers whether anything but the time of writing changed. `generation` is that of the object that the
+/// outcome is about, `now` is used only when the status moves.
+pub fn set(conditions: &mut Vec<Condition>, outcome: Outcome, generation: Option<i64>, now: &Time) -> bool {
+    let status = if outcome.status { "True" } else { "False" };
+    let Some(old) = conditions.iter_mut().find(|c| c.type_ == outcome.kind) else {
+        conditions.push(Condition {
+            type_: outcome.kind.to_owned(),
+            status: status.to_owned(),
+            reason: outcome.reason.to_owned(),
+            message: outcome.message,
+            observed_generation: generation,
+            last_transition_time: now.clone(),
+        });
+        return true;
+    };
+    let last_transition_time = if old.status == status { old.last_transition_time.clone() } else { now.clone() };
+    let new = Condition {
+        type_: outcome.kind.to_owned(),
+        status: status.to_owned(),
+        reason: outcome.reason.to_owned(),
+        message: outcome.message,
+        observed_generation: generation,
+        last_transition_time,
+    };
+    let changed = *old != new;
+    *old = new;
+    changed
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::jiff::Timestamp;
+
+    use super::*;
+
+    fn at(second: i64) -> Time {
+        Time(Timestamp::from_second(second).unwrap())
+    }
+
+    fn ready(status: bool, message: &str) -> Outcome {
+        Outcome { kind: READY, status, reason: network::READY, message: message.to_owned() }
+    }
+
+    #[test]
+    fn time_moves_only_with_the_status() {
+        let mut conditions = vec![];
+        assert!(set(&mut conditions, ready(false, "no"), Some(1), &at(10)));
+        assert!(set(&mut conditions, ready(false, "still no"), Some(1), &at(20)));
+        assert_eq!(conditions[0].last_transition_time, at(10));
+        assert!(set(&mut conditions, ready(true, ""), Some(1), &at(30)));
+        assert_eq!(conditions[0].last_transition_time, at(30));
+        assert_eq!(conditions.len(), 1);
+    }
+
+    #[test]
+    fn saying_the_same_again_changes_nothing() {
+        let mut conditions = vec![];
+        set(&mut conditions, ready(true, "fine"), Some(1), &at(10));
+        let before = conditions.clone();
+        assert!(!set(&mut conditions, ready(true, "fine"), Some(1), &at(20)));
+        assert_eq!(conditions, before);
+        assert!(set(&mut conditions, ready(true, "fine"), Some(2), &at(20)), "a new generation is answered");
+    }
+}

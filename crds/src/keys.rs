@@ -1,0 +1,40 @@
+//! Pure: names that objects carry besides their fields: annotations, labels, finalizers, well-known objects. Values are the Go operator's,
+//! except where "ours" is said. No logic here.
+
+/// API group of all our kinds.
+pub const GROUP: &str = "sriovnetwork.openshift.io";
+/// Version of all our kinds.
+pub const VERSION: &str = "v1";
+
+/// Name of the one `SriovOperatorConfig` that is honoured, in the operator's namespace.
+pub const DEFAULT_CONFIG: &str = "default";
+/// Name of policies that are ignored: the Go operator once created one itself.
+pub const LEGACY_DEFAULT_POLICY: &str = "default";
+/// ConfigMap in the operator's namespace: key -> `"<vendor> <PF device> <VF device>"`, hexadecimal.
+pub const SUPPORTED_NIC_IDS: &str = "supported-nic-ids";
+/// Name of the DaemonSet that runs on selected nodes.
+pub const NODE_DAEMON_SET: &str = "sriov-network-config-daemon";
+
+/// On a node state: RFC 3339 time after which it is deleted when its node is not selected any more.
+pub const KEEP_STATE_UNTIL: &str = "sriovnetwork.openshift.io/keep-state-until";
+/// On a node state: what the daemon asks of the drain controller: `Idle`, `Drain_Required`, `Reboot_Required`.
+pub const DESIRED_STATE: &str = "sriovnetwork.openshift.io/desired-state";
+/// On a node state: what the drain controller did: `Idle`, `Draining`, `DrainComplete`.
+pub const CURRENT_STATE: &str = "sriovnetwork.openshift.io/current-state";
+/// On a NAD: `Kind.group/namespace/name` of the network object that it was rendered from.
+pub const NAD_OWNER_REF: &str = "sriovnetwork.openshift.io/owner-ref";
+/// On a NAD: the extended resource whose devices it hands out (read by Multus).
+pub const NAD_RESOURCE_NAME: &str = "k8s.v1.cni.cncf.io/resourceName";
+/// On a network object: the namespace of the NAD that was rendered last.
+pub const LAST_NETWORK_NAMESPACE: &str = "operator.sriovnetwork.openshift.io/last-network-namespace";
+
+/// Finalizer of a network object whose NAD no garbage collection reaches.
+pub const NETWORK_FINALIZER: &str = "netattdef.finalizers.sriovnetwork.openshift.io";
+
+/// Label (and value `"true"`) of the nodes that are managed when the operator configuration selects none.
+pub const CAPABLE_LABEL: &str = "feature.node.kubernetes.io/network-sriov.capable";
+/// Label with the node's operating system, set by the kubelet.
+pub const OS_LABEL: &str = "kubernetes.io/os";
+
+/// Field manager of everything that the operator writes.
+pub const FIELD_MANAGER: &str = "sriov-network-operator";
