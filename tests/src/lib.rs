@@ -1,0 +1,7 @@
+//! I/O: what the tests that need more than one process are built with.
+//!
+//! What lives here: the lab (guests under QEMU, a control plane, networks), the harness of the tests that use it, and stand-ins for the
+//! programs around ours. What does not: the tests themselves (`tests/<tier>_<subject>.rs`) and anything a product could use.
+//!
+//! Invariant: whatever is started here ends with the process that started it, however that ends.
+
