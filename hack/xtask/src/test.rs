@@ -1,0 +1,326 @@
+//! I/O: `cargo xtask test`: the test tiers one after the other, with the time of each and one line of counts at the end. What the tiers hold is
+//! CONTRIBUTING.md's to say; what a tier runs is the table below.
+//!
+//! Invariant: nothing is skipped in silence. A tier that ran no test, an ignored test, or a test binary that ended without its `test result:` line
+//! counts as a failure.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::check;
+use crate::workspace::{Workspace, show};
+
+/// A test tier, 0 to 3.
+type Tier = u8;
+
+/// What one `test result:` line says, or a sum of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Counts {
+    passed: usize,
+    failed: usize,
+    ignored: usize,
+}
+
+impl std::ops::AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.ignored += other.ignored;
+    }
+}
+
+/// The cargo command lines of a tier. Tiers 2 and 3 have their targets behind features, so that a plain `cargo test` needs no emulator.
+fn commands(tier: Tier) -> &'static [&'static [&'static str]] {
+    match tier {
+        0 => &[&[
+            "test",
+            "--no-fail-fast",
+            "--workspace",
+            "--exclude",
+            "sriov-tests",
+        ]],
+        1 => &[&["test", "--no-fail-fast", "--package", "sriov-tests"]],
+        2 => &[&[
+            "test",
+            "--no-fail-fast",
+            "--package",
+            "sriov-tests",
+            "--features",
+            "lab-vm",
+            "--test",
+            "vm_*",
+        ]],
+        _ => &[&[
+            "test",
+            "--no-fail-fast",
+            "--package",
+            "sriov-tests",
+            "--features",
+            "lab-cluster",
+            "--test",
+            "cluster_*",
+        ]],
+    }
+}
+
+/// `0,2` as a set; an error names what is allowed.
+pub(crate) fn tiers(text: &str) -> Result<BTreeSet<Tier>> {
+    let parse = |part: &str| match part.trim().parse() {
+        Ok(tier @ 0..=3) => Ok(tier),
+        _ => bail!("tier {part:?} does not exist; tiers are 0, 1, 2 and 3"),
+    };
+    text.split(',').map(parse).collect()
+}
+
+/// Runs the tiers in order. An error if anything failed; the counts are printed in either case.
+pub(crate) fn run(workspace: &Workspace, tiers: &BTreeSet<Tier>) -> Result<()> {
+    let started = Instant::now();
+    if tiers.iter().any(|tier| *tier > 0) {
+        lab()?;
+    }
+    let mut total = Counts::default();
+    let mut lines = Vec::new();
+    for tier in tiers {
+        let (counts, took) = timed(|| one(workspace, *tier))?;
+        lines.push(format!(
+            "tier {tier}: {} passed, {} failed, {}",
+            counts.passed,
+            counts.failed,
+            minutes(took)
+        ));
+        println!("{}", lines.last().map_or("", String::as_str));
+        total += counts;
+    }
+    println!(
+        "\n{}\nall: {}",
+        lines.join("\n"),
+        minutes(started.elapsed())
+    );
+    println!("{} passed, {} failed", total.passed, total.failed);
+    if total.failed > 0 {
+        bail!(
+            "{} of {} tests failed",
+            total.failed,
+            total.passed + total.failed
+        );
+    }
+    Ok(())
+}
+
+/// The tools and machine images that tiers 1 to 3 use. In a process of its own, whose standard output is the path of what it made.
+fn lab() -> Result<()> {
+    println!("== lab: tools and machine images");
+    let program = std::env::current_exe().context("find this program")?;
+    let (artifacts, took) = timed(|| {
+        let mut command = Command::new(program);
+        let output = command
+            .arg("lab-build")
+            .stderr(Stdio::inherit())
+            .output()
+            .context("start lab-build")?;
+        ensure!(
+            output.status.success(),
+            "lab-build failed ({})",
+            output.status
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    })?;
+    println!("lab: {artifacts} ({})", minutes(took));
+    Ok(())
+}
+
+fn one(workspace: &Workspace, tier: Tier) -> Result<Counts> {
+    println!("\n== tier {tier}");
+    let mut counts = Counts::default();
+    for arguments in commands(tier) {
+        counts += cargo(workspace, arguments)?;
+    }
+    if tier == 1 {
+        let outcome = check::run(workspace, &[])?;
+        counts += Counts {
+            passed: outcome.passed,
+            failed: outcome.failed,
+            ignored: 0,
+        };
+    }
+    Ok(judged(tier, counts))
+}
+
+/// Pure: the counts with what would otherwise look green turned into a failure.
+fn judged(tier: Tier, mut counts: Counts) -> Counts {
+    if counts.ignored > 0 {
+        println!(
+            "tier {tier}: {} tests were ignored; a skipped test is not a passed one",
+            counts.ignored
+        );
+        counts.failed += counts.ignored;
+        counts.ignored = 0;
+    }
+    if counts.passed + counts.failed == 0 {
+        println!("tier {tier}: no test ran");
+        counts.failed = 1;
+    }
+    counts
+}
+
+/// Runs one cargo test command to its end, shows its output as it comes, and sums its results.
+fn cargo(workspace: &Workspace, arguments: &[&str]) -> Result<Counts> {
+    let mut command = workspace.cargo(arguments);
+    println!("$ {}", show(&command));
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("start {}", show(&command)))?;
+    let stdout = child
+        .stdout
+        .take()
+        .context("the output of cargo test is not connected")?;
+    let mut lines = Vec::new();
+    for line in BufReader::new(stdout).split(b'\n') {
+        let line =
+            String::from_utf8_lossy(&line.context("read the output of cargo test")?).into_owned();
+        writeln!(std::io::stdout(), "{line}").context("show the output of cargo test")?;
+        lines.push(line);
+    }
+    let status = child.wait().context("wait for cargo test")?;
+    Ok(verdict(lines.iter().map(String::as_str), status.success()))
+}
+
+/// Pure: the sum of the `test result:` lines. A run that failed without a failed test (it did not compile, it was killed) counts as one failure.
+fn verdict<'a>(lines: impl Iterator<Item = &'a str>, succeeded: bool) -> Counts {
+    let mut counts = Counts::default();
+    for result in lines.filter_map(result) {
+        counts += result;
+    }
+    if !succeeded && counts.failed == 0 {
+        counts.failed = 1;
+    }
+    counts
+}
+
+/// Pure: `test result: ok. 3 passed; 0 failed; 1 ignored; ...`.
+fn result(line: &str) -> Option<Counts> {
+    let (_, numbers) = line
+        .trim()
+        .strip_prefix("test result: ")?
+        .split_once(". ")?;
+    let number = |word: &str| {
+        let part = numbers
+            .split(';')
+            .find(|part| part.trim().ends_with(word))?;
+        part.split_whitespace().next()?.parse().ok()
+    };
+    Some(Counts {
+        passed: number("passed")?,
+        failed: number("failed")?,
+        ignored: number("ignored").unwrap_or(0),
+    })
+}
+
+fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, Duration)> {
+    let started = Instant::now();
+    work().map(|value| (value, started.elapsed()))
+}
+
+/// `3 min 07 s`.
+fn minutes(time: Duration) -> String {
+    let seconds = time.as_secs();
+    if seconds < 60 {
+        format!("{:.1} s", time.as_secs_f64())
+    } else {
+        format!("{} min {:02} s", seconds / 60, seconds % 60)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn result_lines_are_summed_and_others_left_out() {
+        let lines = [
+            "test a ... ok",
+            "test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s",
+            "test result: FAILED. 1 passed; 2 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s",
+            "the test result: ok. 9 passed; 0 failed",
+        ];
+        assert_eq!(
+            verdict(lines.into_iter(), false),
+            Counts {
+                passed: 4,
+                failed: 2,
+                ignored: 1
+            }
+        );
+    }
+
+    #[test]
+    fn a_short_result_line_of_an_own_harness_is_understood() {
+        assert_eq!(
+            result("test result: ok. 5 passed; 0 failed"),
+            Some(Counts {
+                passed: 5,
+                failed: 0,
+                ignored: 0
+            })
+        );
+    }
+
+    #[test]
+    fn a_run_that_ends_badly_without_a_result_is_a_failure() {
+        assert_eq!(
+            verdict(["error: could not compile"].into_iter(), false).failed,
+            1
+        );
+    }
+
+    #[test]
+    fn a_tier_without_a_test_and_an_ignored_test_are_failures() {
+        assert_eq!(judged(2, Counts::default()).failed, 1);
+        assert_eq!(
+            judged(
+                0,
+                Counts {
+                    passed: 3,
+                    failed: 0,
+                    ignored: 2
+                }
+            ),
+            Counts {
+                passed: 3,
+                failed: 2,
+                ignored: 0
+            }
+        );
+        assert_eq!(
+            judged(
+                0,
+                Counts {
+                    passed: 3,
+                    failed: 0,
+                    ignored: 0
+                }
+            )
+            .failed,
+            0
+        );
+    }
+
+    #[test]
+    fn tiers_are_chosen_by_number() {
+        assert_eq!(tiers("0, 2").unwrap(), BTreeSet::from([0, 2]));
+        for bad in ["4", "", "0,", "-1", "unit"] {
+            assert!(tiers(bad).is_err(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn times_are_readable() {
+        assert_eq!(minutes(Duration::from_millis(1500)), "1.5 s");
+        assert_eq!(minutes(Duration::from_secs(187)), "3 min 07 s");
+    }
+}
