@@ -1,0 +1,314 @@
+//! I/O: fills the inventory: PCI functions from sysfs, their netdevs and VF attributes from netlink.
+//!
+//! What lives here: reading and joining. What an inventory is lives in `inventory`; what should be lives elsewhere.
+//!
+//! Invariant: one bad device never hides the others; it is left out and named among the faults ([`survey`]). A device that vanishes while it
+//! is read is left out without a fault.
+
+use std::collections::BTreeMap;
+
+use crate::inventory::{EswitchMode, Inventory, Netdev, Pf, Vf};
+use crate::netlink::devlink::Devlink;
+use crate::netlink::route::uplink;
+use crate::netlink::{Link, NetlinkError, Route};
+use crate::pci::{DeviceId, PciAddress, VendorId};
+use crate::sysfs::{Sysfs, SysfsError};
+use crate::vf::{VfAttributes, VfIndex};
+use crate::{Host, driver, kernel, pci_device};
+
+/// A machine or a device of it that could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum DiscoverError {
+    /// A file of the machine could not be read.
+    #[error(transparent)]
+    Sysfs(#[from] SysfsError),
+    /// Netlink failed.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// An attribute holds something else than its form.
+    #[error("{path} holds {given:?}, expected {expected}")]
+    Malformed {
+        /// The attribute, as a path of the machine.
+        path: String,
+        /// Its text.
+        given: String,
+        /// What was expected.
+        expected: &'static str,
+    },
+    /// There is no such PCI function.
+    #[error("there is no PCI function {0}")]
+    MissingDevice(PciAddress),
+    /// The function is there and is not a VF.
+    #[error("{0} is not a VF: it has no physfn link")]
+    NotAVf(PciAddress),
+    /// The function says that it is a VF of a PF that does not list it.
+    #[error("PF {pf} does not list its VF {vf} among its virtfn links")]
+    NotListed {
+        /// The PF that the VF names.
+        pf: PciAddress,
+        /// The VF.
+        vf: PciAddress,
+    },
+}
+
+/// An inventory and what is missing in it.
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// What was found.
+    pub inventory: Inventory,
+    /// Devices that could not be read, or not in full, each with its reason.
+    pub faults: Vec<(PciAddress, DiscoverError)>,
+}
+
+/// Where a VF belongs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VfLocation {
+    /// Its PF.
+    pub pf: PciAddress,
+    /// Its index there.
+    pub index: VfIndex,
+    /// Bound driver; `None` when unbound.
+    pub driver: Option<String>,
+    /// IOMMU group number (`/dev/vfio/<group>`).
+    pub iommu_group: Option<u32>,
+}
+
+/// What netlink knows that sysfs does not, as a value, so that joining needs no kernel.
+#[derive(Clone, Debug, Default)]
+pub struct NetFacts {
+    /// The links of the namespace.
+    pub links: Vec<Link>,
+    /// VF attributes by ifindex of the PF.
+    pub vf_attributes: BTreeMap<u32, Vec<VfAttributes>>,
+    /// Eswitch modes; a PF that is not here is in legacy mode.
+    pub eswitch_modes: BTreeMap<PciAddress, EswitchMode>,
+}
+
+/// The SR-IOV side of the machine now; devices that could not be read are left out. [`survey`] also names those.
+pub fn inventory(host: &Host) -> Result<Inventory, DiscoverError> {
+    survey(host).map(|survey| survey.inventory)
+}
+
+/// As [`inventory`], with the faults.
+pub fn survey(host: &Host) -> Result<Survey, DiscoverError> {
+    let pfs = pf_addresses(host)?;
+    let (facts, mut faults) = gather(host, &pfs)?;
+    let mut survey = survey_with(host, &facts)?;
+    faults.append(&mut survey.faults);
+    Ok(Survey { faults, ..survey })
+}
+
+/// As [`survey`], with netlink's part given: reads only files.
+pub fn survey_with(host: &Host, facts: &NetFacts) -> Result<Survey, DiscoverError> {
+    let mut survey = Survey::default();
+    survey.inventory.iommu = kernel::iommu(host)?;
+    for address in pf_addresses(host)? {
+        match read_pf(host, address, facts) {
+            Ok(Some(pf)) => survey.inventory.pfs.push(pf),
+            Ok(None) => {}
+            Err(error) => survey.faults.push((address, error)),
+        }
+    }
+    Ok(survey)
+}
+
+/// One PF; `None` when there is no such function or it cannot have VFs.
+pub fn pf(host: &Host, address: PciAddress) -> Result<Option<Pf>, DiscoverError> {
+    let (facts, faults) = gather(host, &[address])?;
+    if let Some((_, error)) = faults.into_iter().next() {
+        return Err(error);
+    }
+    read_pf(host, address, &facts)
+}
+
+/// Where a VF belongs, its driver and its IOMMU group: a handful of small reads, no netlink.
+pub fn vf_location(host: &Host, vf: PciAddress) -> Result<VfLocation, DiscoverError> {
+    let sysfs = host.sysfs();
+    let device = pci_device(vf);
+    let Some(name) = sysfs.read_link_name(format!("{device}/physfn"))? else {
+        return Err(if sysfs.exists(&device) { DiscoverError::NotAVf(vf) } else { DiscoverError::MissingDevice(vf) });
+    };
+    let pf = parse(&format!("{device}/physfn"), &name, "a PCI address", |text| text.parse().ok())?;
+    Ok(VfLocation {
+        pf,
+        index: vf_index(sysfs, pf, vf)?,
+        driver: driver::current(host, vf)?,
+        iommu_group: iommu_group(sysfs, &device)?,
+    })
+}
+
+/// The VFs that a PF has now, in order of index, from its `virtfnN` links.
+pub fn vf_addresses(host: &Host, pf: PciAddress) -> Result<Vec<(VfIndex, PciAddress)>, DiscoverError> {
+    let device = pci_device(pf);
+    let mut vfs = Vec::new();
+    for name in host.sysfs().list_opt(&device)?.unwrap_or_default() {
+        let Some(index) = name.strip_prefix("virtfn").and_then(|index| index.parse().ok()) else { continue };
+        let path = format!("{device}/{name}");
+        if let Some(target) = host.sysfs().read_link_name(&path)? {
+            vfs.push((VfIndex(index), parse(&path, &target, "a PCI address", |text| text.parse().ok())?));
+        }
+    }
+    vfs.sort_unstable();
+    Ok(vfs)
+}
+
+/// Asks netlink about the machine and these PFs. What fails for one PF is a fault of that PF.
+fn gather(host: &Host, pfs: &[PciAddress]) -> Result<(NetFacts, Vec<(PciAddress, DiscoverError)>), DiscoverError> {
+    let route = Route::open()?;
+    let devlink = Devlink::open()?;
+    let mut facts = NetFacts { links: route.links()?, ..NetFacts::default() };
+    let mut faults = Vec::new();
+    for &pf in pfs {
+        match devlink.eswitch_mode(pf) {
+            Ok(mode) => drop(facts.eswitch_modes.insert(pf, mode)),
+            Err(error) => faults.push((pf, error.into())),
+        }
+        // Drivers answer for their VFs slowly, some through a firmware mailbox: ask only those that have any.
+        let Some(link) = netdev_link(host, pf, &facts.links).filter(|_| !matches!(vf_addresses(host, pf).as_deref(), Ok([]))) else { continue };
+        let ifindex = link.netdev.ifindex;
+        match route.vfs(ifindex) {
+            Ok(vfs) => drop(facts.vf_attributes.insert(ifindex, vfs)),
+            Err(error) if error.is_gone() => {}
+            Err(error) => faults.push((pf, error.into())),
+        }
+    }
+    Ok((facts, faults))
+}
+
+/// Network functions that can have VFs, in order of address.
+fn pf_addresses(host: &Host) -> Result<Vec<PciAddress>, DiscoverError> {
+    let names = host.sysfs().list("/sys/bus/pci/devices")?;
+    let mut pfs: Vec<PciAddress> = names.iter().filter_map(|name| name.parse().ok()).filter(|pf| is_pf(host.sysfs(), *pf)).collect();
+    pfs.sort_unstable();
+    Ok(pfs)
+}
+
+/// PCI class 02 is "network controller"; `sriov_totalvfs` exists on functions with the SR-IOV capability and is 0 when firmware switched it
+/// off.
+fn is_pf(sysfs: &Sysfs, address: PciAddress) -> bool {
+    let device = pci_device(address);
+    let text = |name: &str| sysfs.read(format!("{device}/{name}")).ok();
+    text("class").is_some_and(|class| class.starts_with("0x02")) && text("sriov_totalvfs").is_some_and(|total| total != "0")
+}
+
+fn read_pf(host: &Host, address: PciAddress, facts: &NetFacts) -> Result<Option<Pf>, DiscoverError> {
+    let device = pci_device(address);
+    let sysfs = host.sysfs();
+    if !is_pf(sysfs, address) {
+        return Ok(None);
+    }
+    let Some((vendor, id)) = ids(sysfs, &device)? else { return Ok(None) };
+    let Some(totalvfs) = number(sysfs, &device, "sriov_totalvfs")? else { return Ok(None) };
+    let Some(numvfs) = number(sysfs, &device, "sriov_numvfs")? else { return Ok(None) };
+    let link = netdev_link(host, address, &facts.links);
+    let attributes = link.and_then(|link| facts.vf_attributes.get(&link.netdev.ifindex)).map(Vec::as_slice).unwrap_or_default();
+    let mut vfs = Vec::new();
+    for (index, vf) in vf_addresses(host, address)? {
+        let attributes = attributes.iter().find(|attributes| attributes.index == index).cloned();
+        vfs.extend(read_vf(host, vf, index, facts)?.map(|found| Vf { attributes, ..found }));
+    }
+    Ok(Some(Pf {
+        address,
+        vendor,
+        device: id,
+        vf_device: sysfs.read_opt(format!("{device}/sriov_vf_device"))?.and_then(|id| id.parse().ok()),
+        driver: driver::current(host, address)?,
+        totalvfs,
+        numvfs,
+        numa_node: numa_node(sysfs, &device)?,
+        eswitch_mode: facts.eswitch_modes.get(&address).copied().unwrap_or_default(),
+        link_speed_mbps: link.and_then(|link| link_speed(sysfs, &device, &link.netdev)),
+        netdev: link.map(|link| link.netdev.clone()),
+        vfs,
+    }))
+}
+
+/// A VF without what its PF says of it; `None` when it has vanished.
+fn read_vf(host: &Host, address: PciAddress, index: VfIndex, facts: &NetFacts) -> Result<Option<Vf>, DiscoverError> {
+    let device = pci_device(address);
+    let sysfs = host.sysfs();
+    let Some((vendor, id)) = ids(sysfs, &device)? else { return Ok(None) };
+    Ok(Some(Vf {
+        index,
+        address,
+        vendor,
+        device: id,
+        driver: driver::current(host, address)?,
+        iommu_group: iommu_group(sysfs, &device)?,
+        numa_node: numa_node(sysfs, &device)?,
+        netdev: netdev_link(host, address, &facts.links).map(|link| link.netdev.clone()),
+        attributes: None,
+    }))
+}
+
+/// The link of a PCI function: by the parent that the link names; on kernels whose links name none (before 5.14) by the interface indexes
+/// that sysfs lists for the function.
+fn netdev_link<'a>(host: &Host, address: PciAddress, links: &'a [Link]) -> Option<&'a Link> {
+    if let Some(link) = uplink(links.iter().filter(|link| link.parent == Some(address))) {
+        return Some(link);
+    }
+    let folder = format!("{}/net", pci_device(address));
+    let names = host.sysfs().list_opt(&folder).ok().flatten().unwrap_or_default();
+    let indexes: Vec<u32> = names.iter().filter_map(|name| host.sysfs().read(format!("{folder}/{name}/ifindex")).ok()?.parse().ok()).collect();
+    // The name must fit too: sysfs may show another namespace than netlink, where the same index is another link.
+    uplink(links.iter().filter(|link| link.parent.is_none() && indexes.contains(&link.netdev.ifindex) && names.contains(&link.netdev.name)))
+}
+
+fn vf_index(sysfs: &Sysfs, pf: PciAddress, vf: PciAddress) -> Result<VfIndex, DiscoverError> {
+    let device = pci_device(pf);
+    let is_vf = |index: u16| Ok::<_, SysfsError>(sysfs.read_link_name(format!("{device}/virtfn{index}"))?.is_some_and(|name| name == vf.to_string()));
+    // Offset and stride give the index at once; the link confirms it, because a kernel may hold stale numbers after a change of mode.
+    if let (Some(offset), Some(stride)) = (number::<u16>(sysfs, &device, "sriov_offset")?, number::<u16>(sysfs, &device, "sriov_stride")?) {
+        let distance = vf.routing_id().checked_sub(pf.routing_id()).and_then(|distance| distance.checked_sub(offset));
+        if let Some(index) = distance.map(|distance| distance.checked_div(stride).unwrap_or(0))
+            && is_vf(index)?
+        {
+            return Ok(VfIndex(index));
+        }
+    }
+    for name in sysfs.list(&device)? {
+        if let Some(index) = name.strip_prefix("virtfn").and_then(|index| index.parse().ok())
+            && is_vf(index)?
+        {
+            return Ok(VfIndex(index));
+        }
+    }
+    Err(DiscoverError::NotListed { pf, vf })
+}
+
+fn ids(sysfs: &Sysfs, device: &str) -> Result<Option<(VendorId, DeviceId)>, DiscoverError> {
+    let (vendor, id) = (format!("{device}/vendor"), format!("{device}/device"));
+    let (Some(vendor_text), Some(id_text)) = (sysfs.read_opt(&vendor)?, sysfs.read_opt(&id)?) else { return Ok(None) };
+    let vendor = parse(&vendor, &vendor_text, "a PCI vendor id", |text| text.parse().ok())?;
+    Ok(Some((vendor, parse(&id, &id_text, "a PCI device id", |text| text.parse().ok())?)))
+}
+
+fn number<T: std::str::FromStr>(sysfs: &Sysfs, device: &str, name: &str) -> Result<Option<T>, DiscoverError> {
+    let path = format!("{device}/{name}");
+    let Some(text) = sysfs.read_opt(&path)? else { return Ok(None) };
+    parse(&path, &text, "a number", |text| text.parse().ok()).map(Some)
+}
+
+/// The kernel writes -1 where the platform tells no node.
+fn numa_node(sysfs: &Sysfs, device: &str) -> Result<Option<u16>, DiscoverError> {
+    Ok(number::<i32>(sysfs, device, "numa_node")?.and_then(|node| u16::try_from(node).ok()))
+}
+
+fn iommu_group(sysfs: &Sysfs, device: &str) -> Result<Option<u32>, DiscoverError> {
+    let path = format!("{device}/iommu_group");
+    let Some(name) = sysfs.read_link_name(&path)? else { return Ok(None) };
+    parse(&path, &name, "an IOMMU group number", |text| text.parse().ok()).map(Some)
+}
+
+/// `speed` refuses to be read while the link is down, and is -1 where the driver does not know it.
+fn link_speed(sysfs: &Sysfs, device: &str, netdev: &Netdev) -> Option<u32> {
+    sysfs.read(format!("{device}/net/{}/speed", netdev.name)).ok()?.parse().ok().filter(|speed| *speed > 0)
+}
+
+fn parse<T>(path: &str, given: &str, expected: &'static str, form: impl Fn(&str) -> Option<T>) -> Result<T, DiscoverError> {
+    form(given).ok_or_else(|| DiscoverError::Malformed { path: path.to_owned(), given: given.to_owned(), expected })
+}
+
+#[cfg(test)]
+#[path = "discover_tests.rs"]
+mod tests;

@@ -1,0 +1,39 @@
+//! I/O: facts about the running kernel as a whole: its command line, its IOMMU.
+//!
+//! Invariant: only reads.
+
+use crate::Host;
+use crate::inventory::Iommu;
+use crate::sysfs::{Sysfs, SysfsError};
+
+/// The kernel's command line. Below a root without `/proc` (a container that mounts only `/sys` of its host) this process's own `/proc` is
+/// read: there is one kernel, and its command line is in every `/proc`.
+pub fn command_line(host: &Host) -> Result<String, SysfsError> {
+    match host.sysfs().read_opt("/proc/cmdline")? {
+        Some(line) => Ok(line),
+        None => Sysfs::new("/").read("/proc/cmdline"),
+    }
+}
+
+/// Whether an IOMMU translates, and the command line to tell what is missing on it. Both folders must have an entry: with the IOMMU
+/// switched off in firmware or on the command line the kernel leaves one or both empty.
+pub fn iommu(host: &Host) -> Result<Iommu, SysfsError> {
+    let filled = |path| host.sysfs().list_opt(path).map(|names| names.is_some_and(|names| !names.is_empty()));
+    let active = filled("/sys/class/iommu")? && filled("/sys/kernel/iommu_groups")?;
+    Ok(Iommu { active, command_line: command_line(host)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::SysfsTree;
+
+    #[test]
+    fn an_iommu_without_groups_is_not_active() {
+        let tree = SysfsTree::new().file("/proc/cmdline", "quiet intel_iommu=off\n").dir("/sys/class/iommu/dmar0").dir("/sys/kernel/iommu_groups");
+        let fake = tree.clone().build().unwrap();
+        assert_eq!(iommu(&fake.host()).unwrap(), Iommu { active: false, command_line: "quiet intel_iommu=off".to_owned() });
+        let fake = tree.dir("/sys/kernel/iommu_groups/0").build().unwrap();
+        assert!(iommu(&fake.host()).unwrap().active);
+    }
+}

@@ -1,0 +1,151 @@
+//! Pure: links as rtnetlink describes them (`RTM_NEWLINK`), and changes to one as it takes them.
+//!
+//! Invariant: reading never fails on a single attribute; only a message without index or name is no link.
+
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkHeader, LinkMessage};
+
+use super::attribute::{find, text_of, u8_of, u32_of, walk};
+use crate::inventory::{LinkType, Netdev};
+use crate::mac::MacAddr;
+use crate::pci::PciAddress;
+
+/// A netdev and what rtnetlink tells of it beyond the inventory's facts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The netdev.
+    pub netdev: Netdev,
+    /// The PCI function that it belongs to (`IFLA_PARENT_DEV_NAME` on bus `pci`). A representor has its PF here.
+    pub parent: Option<PciAddress>,
+    /// `p0` for an uplink, `pf0vf1` for a representor; `None` where the driver gives none.
+    pub phys_port_name: Option<String>,
+    /// The address burnt in (`IFLA_PERM_ADDRESS`).
+    pub permanent_mac: Option<MacAddr>,
+    /// Set to receive all frames (`IFF_PROMISC`, as set by a user).
+    pub promisc: bool,
+    /// Set to receive all multicast frames (`IFF_ALLMULTI`, as set by a user).
+    pub allmulti: bool,
+}
+
+/// What to change on a link, all in one message; `None` leaves a thing alone.
+///
+/// With `netns` the kernel moves the link first, then renames and changes it there: a move with a rename cannot be seen half done. A move
+/// sets the link down.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LinkChange<'a> {
+    /// New name, at most 15 bytes.
+    pub name: Option<&'a str>,
+    /// MTU in bytes.
+    pub mtu: Option<u32>,
+    /// Hardware address.
+    pub mac: Option<MacAddr>,
+    /// Administratively up.
+    pub up: Option<bool>,
+    /// The network namespace to move it to.
+    pub netns: Option<BorrowedFd<'a>>,
+    /// Receive all multicast frames.
+    pub allmulti: Option<bool>,
+    /// Receive all frames.
+    pub promisc: Option<bool>,
+}
+
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_CARRIER: u16 = 33;
+const IFLA_PHYS_PORT_NAME: u16 = 38;
+const IFLA_MAX_MTU: u16 = 51;
+const IFLA_PROP_LIST: u16 = 52;
+pub(super) const IFLA_ALT_IFNAME: u16 = 53;
+const IFLA_PERM_ADDRESS: u16 = 54;
+const IFLA_PARENT_DEV_NAME: u16 = 56;
+const IFLA_PARENT_DEV_BUS_NAME: u16 = 57;
+
+/// Length of `struct ifinfomsg`.
+const LINK_HEADER_LEN: usize = 16;
+
+const ARPHRD_ETHER: u16 = 1;
+const ARPHRD_INFINIBAND: u16 = 32;
+
+/// The attributes of a link message.
+pub(super) fn attributes(payload: &[u8]) -> &[u8] {
+    payload.get(LINK_HEADER_LEN..).unwrap_or_default()
+}
+
+/// A link from the payload of an `RTM_NEWLINK` answer.
+pub(super) fn parse(payload: &[u8]) -> Option<Link> {
+    let header = LinkHeader::parse(payload).ok()?;
+    let attributes = attributes(payload);
+    let text = |kind| find(attributes, kind).and_then(text_of);
+    let number = |kind| find(attributes, kind).and_then(u32_of);
+    let mac = |kind| find(attributes, kind).and_then(|value| <[u8; 6]>::try_from(value).ok()).map(MacAddr);
+    let alt_names = find(attributes, IFLA_PROP_LIST).into_iter().flat_map(walk).filter(|(kind, _)| *kind == IFLA_ALT_IFNAME);
+    let carrier = find(attributes, IFLA_CARRIER).and_then(u8_of).map(|carrier| carrier != 0);
+    let netdev = Netdev {
+        ifindex: header.index,
+        name: text(IFLA_IFNAME)?,
+        alt_names: alt_names.filter_map(|(_, name)| text_of(name)).collect(),
+        mac: mac(IFLA_ADDRESS),
+        mtu: number(IFLA_MTU).unwrap_or_default(),
+        max_mtu: number(IFLA_MAX_MTU).filter(|mtu| *mtu != 0),
+        admin_up: header.flags.contains(LinkFlags::Up),
+        carrier: carrier.unwrap_or(header.flags.contains(LinkFlags::LowerUp)),
+        link_type: match u16::from(header.link_layer_type) {
+            ARPHRD_ETHER => LinkType::Ether,
+            ARPHRD_INFINIBAND => LinkType::Infiniband,
+            _ => LinkType::Other,
+        },
+    };
+    let on_pci = text(IFLA_PARENT_DEV_BUS_NAME).is_some_and(|bus| bus == "pci");
+    Some(Link {
+        netdev,
+        parent: text(IFLA_PARENT_DEV_NAME).filter(|_| on_pci).and_then(|name| name.parse().ok()),
+        phys_port_name: text(IFLA_PHYS_PORT_NAME),
+        permanent_mac: mac(IFLA_PERM_ADDRESS),
+        promisc: header.flags.contains(LinkFlags::Promisc),
+        allmulti: header.flags.contains(LinkFlags::Allmulti),
+    })
+}
+
+/// A message about the link with this index and these attributes.
+pub(super) fn message(ifindex: u32, attributes: Vec<LinkAttribute>) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = ifindex;
+    message.attributes = attributes;
+    message
+}
+
+impl LinkChange<'_> {
+    pub(super) fn message(&self, ifindex: u32) -> LinkMessage {
+        let attributes = [
+            self.netns.map(|netns| LinkAttribute::NetNsFd(netns.as_raw_fd())),
+            self.name.map(|name| LinkAttribute::IfName(name.to_owned())),
+            self.mtu.map(LinkAttribute::Mtu),
+            self.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())),
+        ];
+        let mut message = message(ifindex, attributes.into_iter().flatten().collect());
+        for (wanted, flag) in [(self.up, LinkFlags::Up), (self.allmulti, LinkFlags::Allmulti), (self.promisc, LinkFlags::Promisc)] {
+            if let Some(on) = wanted {
+                message.header.change_mask.insert(flag);
+                message.header.flags.set(flag, on);
+            }
+        }
+        message
+    }
+
+    /// What is changed, for messages: `name net1, mtu 1500, to another namespace`.
+    pub(super) fn describe(&self) -> String {
+        let switch = |what: &str, on: Option<bool>| on.map(|on| format!("{what} {}", if on { "on" } else { "off" }));
+        let parts = [
+            self.netns.map(|_| "to another namespace".to_owned()),
+            self.name.map(|name| format!("name {name}")),
+            self.mtu.map(|mtu| format!("mtu {mtu}")),
+            self.mac.map(|mac| format!("mac {mac}")),
+            self.up.map(|up| if up { "up" } else { "down" }.to_owned()),
+            switch("allmulti", self.allmulti),
+            switch("promisc", self.promisc),
+        ];
+        parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+    }
+}

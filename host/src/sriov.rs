@@ -1,0 +1,171 @@
+//! I/O: the SR-IOV attributes of a PF in sysfs: how many VFs it has, whether new VFs are bound to a driver.
+//!
+//! What lives here: the writes and the wait for their effect. When to write what is the planner's decision.
+//!
+//! Invariant: nothing here writes an attribute that already has the wanted value; the kernel's errno is kept (`EBUSY` for N to M with N > 0,
+//! `ERANGE` above `sriov_totalvfs`, `ENOMEM` without bus numbers or memory).
+
+use std::time::Instant;
+
+use crate::pci::PciAddress;
+use crate::sysfs::SysfsError;
+use crate::uevent::{UeventError, UeventSocket};
+use crate::{Host, pci_device};
+
+/// An SR-IOV operation that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SriovError {
+    /// The kernel refused the number of VFs.
+    #[error("cannot give PF {pf} {given} VFs (it has {had}; from a number above 0 the kernel only goes to 0; allowed at most {allowed}): {cause}")]
+    SetNumvfs {
+        /// The PF.
+        pf: PciAddress,
+        /// The number asked for.
+        given: u16,
+        /// `sriov_numvfs` before, as sysfs said it.
+        had: String,
+        /// `sriov_totalvfs`, as sysfs said it.
+        allowed: String,
+        /// The kernel's answer.
+        cause: SysfsError,
+    },
+    /// The driver switch of new VFs could not be set.
+    #[error("cannot set whether new VFs of PF {pf} are bound to a driver: {cause}")]
+    SetAutoprobe {
+        /// The PF.
+        pf: PciAddress,
+        /// The kernel's answer.
+        cause: SysfsError,
+    },
+    /// The VFs did not appear or go in time.
+    #[error("PF {pf} has {found} of {wanted} VFs at the deadline (sriov_numvfs says {numvfs})")]
+    AwaitVfs {
+        /// The PF.
+        pf: PciAddress,
+        /// The number waited for.
+        wanted: u16,
+        /// The VFs that sysfs shows.
+        found: usize,
+        /// `sriov_numvfs`, as sysfs says it.
+        numvfs: String,
+    },
+    /// Reading sysfs failed.
+    #[error(transparent)]
+    Read(#[from] SysfsError),
+    /// Waiting for events failed.
+    #[error(transparent)]
+    Wait(#[from] UeventError),
+}
+
+impl SriovError {
+    /// The kernel's errno, when it refused a read or a write.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::SetNumvfs { cause, .. } | Self::SetAutoprobe { cause, .. } | Self::Read(cause) => cause.errno(),
+            Self::AwaitVfs { .. } | Self::Wait(_) => None,
+        }
+    }
+}
+
+/// Writes `sriov_numvfs`. Returns when the driver has made or removed the VFs (2 to 3 s on igb); their netdevs come later.
+pub fn set_numvfs(host: &Host, pf: PciAddress, given: u16) -> Result<(), SriovError> {
+    let device = pci_device(pf);
+    let sysfs = host.sysfs();
+    let had = sysfs.read(format!("{device}/sriov_numvfs"))?;
+    if had == given.to_string() {
+        return Ok(());
+    }
+    sysfs.write(format!("{device}/sriov_numvfs"), &given.to_string()).map_err(|cause| {
+        let allowed = sysfs.read(format!("{device}/sriov_totalvfs")).unwrap_or_else(|_| "unknown".to_owned());
+        SriovError::SetNumvfs { pf, given, had, allowed, cause }
+    })
+}
+
+/// Writes `sriov_drivers_autoprobe`: whether the kernel binds VFs to drivers that are not named by `driver_override`. It acts on VFs made or
+/// probed from now on, not on those that are bound.
+pub fn set_autoprobe(host: &Host, pf: PciAddress, on: bool) -> Result<(), SriovError> {
+    let path = format!("{}/sriov_drivers_autoprobe", pci_device(pf));
+    if autoprobe(host, pf)? == Some(on) {
+        return Ok(());
+    }
+    host.sysfs().write(path, if on { "1" } else { "0" }).map_err(|cause| SriovError::SetAutoprobe { pf, cause })
+}
+
+/// Reads `sriov_drivers_autoprobe`; `None` on kernels without it (before 4.12), which always bind.
+pub fn autoprobe(host: &Host, pf: PciAddress) -> Result<Option<bool>, SysfsError> {
+    let text = host.sysfs().read_opt(format!("{}/sriov_drivers_autoprobe", pci_device(pf)))?;
+    Ok(text.map(|text| text != "0"))
+}
+
+/// Waits until the PF has exactly `wanted` VFs: `sriov_numvfs` says so and each `virtfnN` leads to a device.
+pub fn wait_for_vfs(host: &Host, pf: PciAddress, wanted: u16, deadline: Instant) -> Result<(), SriovError> {
+    let events = UeventSocket::open()?;
+    let mut last = (String::new(), 0);
+    let done = events.wait_until(deadline, || {
+        last = count_vfs(host, pf)?;
+        Ok::<_, SriovError>((last.0 == wanted.to_string() && last.1 == usize::from(wanted)).then_some(()))
+    })?;
+    let (numvfs, found) = last;
+    done.ok_or(SriovError::AwaitVfs { pf, wanted, found, numvfs })
+}
+
+/// `sriov_numvfs` and the number of `virtfnN` links that lead to a device.
+fn count_vfs(host: &Host, pf: PciAddress) -> Result<(String, usize), SysfsError> {
+    let device = pci_device(pf);
+    let numvfs = host.sysfs().read(format!("{device}/sriov_numvfs"))?;
+    let names = host.sysfs().list(&device)?;
+    let vfs = names.iter().filter(|name| name.starts_with("virtfn") && host.sysfs().exists(format!("{device}/{name}/vendor")));
+    Ok((numvfs, vfs.count()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::testing::{SysfsTree, igb_pf};
+
+    #[test]
+    fn a_number_that_is_already_there_is_not_written() {
+        let fake = igb_pf(SysfsTree::new(), 2).read_only("/sys/bus/pci/devices/0000:01:00.0/sriov_numvfs").build().unwrap();
+        let pf = "0000:01:00.0".parse().unwrap();
+        set_numvfs(&fake.host(), pf, 2).unwrap();
+        assert_eq!(fake.host().sysfs().read("/sys/bus/pci/devices/0000:01:00.0/sriov_numvfs").unwrap(), "2");
+    }
+
+    #[test]
+    fn a_refusal_tells_what_was_and_what_is_allowed() {
+        let device = "/sys/bus/pci/devices/0000:01:00.0";
+        let tree = SysfsTree::new().dir(&format!("{device}/sriov_numvfs")).file(&format!("{device}/sriov_totalvfs"), "7");
+        let fake = tree.build().unwrap();
+        // A folder in the attribute's place refuses the read with EISDIR.
+        let error = set_numvfs(&fake.host(), "0000:01:00.0".parse().unwrap(), 8).unwrap_err();
+        assert_eq!(error.errno(), Some(21));
+    }
+
+    #[test]
+    fn autoprobe_is_written_as_the_kernel_takes_it() {
+        let fake = igb_pf(SysfsTree::new(), 0).build().unwrap();
+        let pf = "0000:01:00.0".parse().unwrap();
+        assert_eq!(autoprobe(&fake.host(), pf).unwrap(), Some(true));
+        set_autoprobe(&fake.host(), pf, false).unwrap();
+        assert_eq!(autoprobe(&fake.host(), pf).unwrap(), Some(false));
+    }
+
+    #[test]
+    fn a_wait_ends_when_the_vfs_are_there_and_tells_what_is_missing_when_not() {
+        let fake = igb_pf(SysfsTree::new(), 2).build().unwrap();
+        let pf = "0000:01:00.0".parse().unwrap();
+        wait_for_vfs(&fake.host(), pf, 2, Instant::now() + Duration::from_secs(5)).unwrap();
+        let error = wait_for_vfs(&fake.host(), pf, 3, Instant::now()).unwrap_err();
+        assert!(error.to_string().contains("has 2 of 3 VFs"), "{error}");
+    }
+
+    #[test]
+    fn a_link_without_a_device_is_not_a_vf() {
+        let tree = igb_pf(SysfsTree::new(), 2).file("/sys/bus/pci/devices/0000:01:00.0/sriov_numvfs", "3");
+        let fake = tree.link("/sys/bus/pci/devices/0000:01:00.0/virtfn2", "../0000:01:10.4").build().unwrap();
+        let error = wait_for_vfs(&fake.host(), "0000:01:00.0".parse().unwrap(), 3, Instant::now()).unwrap_err();
+        assert!(error.to_string().contains("has 2 of 3 VFs (sriov_numvfs says 3)") || error.to_string().contains("sriov_numvfs says 3"), "{error}");
+    }
+}

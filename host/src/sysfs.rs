@@ -1,0 +1,194 @@
+//! I/O: the only code that opens files of the machine (`/sys`, `/proc`, namespace files), below a root that is a value.
+//!
+//! What lives here: read, write, link and list with errors that name operation and path and keep the kernel's errno. What an attribute
+//! means does not live here.
+//!
+//! Invariant: a path of the machine is always joined below the root, and a write never creates a file: sysfs has the attribute or not.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+
+/// The files of a machine below a root folder.
+#[derive(Clone, Debug)]
+pub struct Sysfs {
+    root: PathBuf,
+}
+
+/// A file operation that the machine refused. The text holds the kernel's own words.
+#[derive(Debug, thiserror::Error)]
+pub enum SysfsError {
+    /// `read(2)` or `open(2)` for it.
+    #[error("cannot read {path}: {cause}")]
+    Read {
+        /// The file, below the root.
+        path: PathBuf,
+        /// The kernel's answer.
+        cause: io::Error,
+    },
+    /// `write(2)` or `open(2)` for it.
+    #[error("cannot write {text:?} to {path}: {cause}")]
+    Write {
+        /// The file, below the root.
+        path: PathBuf,
+        /// What was written.
+        text: String,
+        /// The kernel's answer.
+        cause: io::Error,
+    },
+    /// `readlink(2)`.
+    #[error("cannot read the link {path}: {cause}")]
+    ReadLink {
+        /// The link, below the root.
+        path: PathBuf,
+        /// The kernel's answer.
+        cause: io::Error,
+    },
+    /// `getdents(2)` or `open(2)` for it.
+    #[error("cannot list {path}: {cause}")]
+    List {
+        /// The folder, below the root.
+        path: PathBuf,
+        /// The kernel's answer.
+        cause: io::Error,
+    },
+}
+
+impl SysfsError {
+    /// The kernel's errno, for example 16 (EBUSY) or 34 (ERANGE) of a write to `sriov_numvfs`.
+    pub fn errno(&self) -> Option<i32> {
+        self.cause().raw_os_error()
+    }
+
+    /// Whether the file or its device is not there (any more).
+    pub fn is_gone(&self) -> bool {
+        let gone = [Errno::NOENT, Errno::NODEV, Errno::NXIO, Errno::NOTDIR].map(Errno::raw_os_error);
+        self.errno().is_some_and(|errno| gone.contains(&errno))
+    }
+
+    fn cause(&self) -> &io::Error {
+        match self {
+            Self::Read { cause, .. } | Self::Write { cause, .. } | Self::ReadLink { cause, .. } | Self::List { cause, .. } => cause,
+        }
+    }
+}
+
+impl Sysfs {
+    /// The files below `root`.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The root.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where a path of the machine (`/sys/...`) is found below the root.
+    pub fn resolve(&self, path: impl AsRef<Path>) -> PathBuf {
+        let path = path.as_ref();
+        self.root.join(path.strip_prefix("/").unwrap_or(path))
+    }
+
+    /// Whether the path names something; links are followed.
+    pub fn exists(&self, path: impl AsRef<Path>) -> bool {
+        self.resolve(path).exists()
+    }
+
+    /// The text of a file without surrounding white space.
+    pub fn read(&self, path: impl AsRef<Path>) -> Result<String, SysfsError> {
+        let path = self.resolve(path);
+        match fs::read(&path) {
+            Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).trim().to_owned()),
+            Err(cause) => Err(SysfsError::Read { path, cause }),
+        }
+    }
+
+    /// As [`Sysfs::read`]; `None` when the file or its device is not there.
+    pub fn read_opt(&self, path: impl AsRef<Path>) -> Result<Option<String>, SysfsError> {
+        unless_gone(self.read(path))
+    }
+
+    /// Writes `text` to a file that exists, in one `write(2)`: sysfs takes each write as a command of its own.
+    pub fn write(&self, path: impl AsRef<Path>, text: &str) -> Result<(), SysfsError> {
+        let path = self.resolve(path);
+        let result = OpenOptions::new().write(true).open(&path).and_then(|mut file| file.write_all(text.as_bytes()));
+        result.map_err(|cause| SysfsError::Write { path, text: text.to_owned(), cause })
+    }
+
+    /// The last component of a link's target (`driver` -> `igbvf`); `None` when there is no such link.
+    pub fn read_link_name(&self, path: impl AsRef<Path>) -> Result<Option<String>, SysfsError> {
+        let path = self.resolve(path);
+        let target = fs::read_link(&path).map_err(|cause| SysfsError::ReadLink { path, cause });
+        Ok(unless_gone(target)?.and_then(|target| target.file_name().map(lossy)))
+    }
+
+    /// The names in a folder, sorted. A missing folder is an error.
+    pub fn list(&self, path: impl AsRef<Path>) -> Result<Vec<String>, SysfsError> {
+        let path = self.resolve(path);
+        let entries = fs::read_dir(&path).and_then(|entries| entries.map(|entry| Ok(lossy(&entry?.file_name()))).collect());
+        let mut names: Vec<String> = entries.map_err(|cause| SysfsError::List { path, cause })?;
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// As [`Sysfs::list`]; `None` when the folder or its device is not there.
+    pub fn list_opt(&self, path: impl AsRef<Path>) -> Result<Option<Vec<String>>, SysfsError> {
+        unless_gone(self.list(path))
+    }
+}
+
+/// Opens a file for reading by its path in this process's own view: namespace files, which are never below a host root.
+pub(crate) fn open(path: &Path) -> Result<File, SysfsError> {
+    File::open(path).map_err(|cause| SysfsError::Read { path: path.to_owned(), cause })
+}
+
+/// Metadata of a file by its path in this process's own view; `None` when it is not there.
+pub(crate) fn stat(path: &Path) -> Result<Option<fs::Metadata>, SysfsError> {
+    unless_gone(fs::metadata(path).map_err(|cause| SysfsError::Read { path: path.to_owned(), cause }))
+}
+
+fn unless_gone<T>(result: Result<T, SysfsError>) -> Result<Option<T>, SysfsError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.is_gone() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn lossy(name: &OsStr) -> String {
+    name.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::SysfsTree;
+
+    #[test]
+    fn paths_of_the_machine_are_taken_below_the_root() {
+        let fake = SysfsTree::new().file("/sys/a", "1\n").link("/sys/b", "../../bus/pci/drivers/igbvf").build().unwrap();
+        let sysfs = fake.host().sysfs().clone();
+        assert_eq!(sysfs.read("/sys/a").unwrap(), "1");
+        assert_eq!(sysfs.read("sys/a").unwrap(), "1");
+        assert_eq!(sysfs.read_link_name("/sys/b").unwrap().as_deref(), Some("igbvf"));
+        assert_eq!(sysfs.list("/sys").unwrap(), ["a", "b", "bus"]);
+    }
+
+    #[test]
+    fn what_is_not_there_is_none_or_an_error_that_names_the_path() {
+        let fake = SysfsTree::new().file("/sys/a", "1").build().unwrap();
+        let sysfs = fake.host().sysfs().clone();
+        assert_eq!(sysfs.read_opt("/sys/missing").unwrap(), None);
+        assert_eq!(sysfs.read_opt("/sys/a/below-a-file").unwrap(), None);
+        assert_eq!(sysfs.read_link_name("/sys/missing").unwrap(), None);
+        assert_eq!(sysfs.list_opt("/sys/missing").unwrap(), None);
+        let error = sysfs.write("/sys/missing", "4").unwrap_err();
+        assert_eq!(error.errno(), Some(2));
+        assert!(error.to_string().contains("\"4\"") && error.to_string().contains("sys/missing"), "{error}");
+        assert!(!sysfs.exists("/sys/missing"), "a write must not create the file");
+    }
+}
