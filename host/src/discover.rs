@@ -129,12 +129,7 @@ pub fn vf_location(host: &Host, vf: PciAddress) -> Result<VfLocation, DiscoverEr
         return Err(if sysfs.exists(&device) { DiscoverError::NotAVf(vf) } else { DiscoverError::MissingDevice(vf) });
     };
     let pf = parse(&format!("{device}/physfn"), &name, "a PCI address", |text| text.parse().ok())?;
-    Ok(VfLocation {
-        pf,
-        index: vf_index(sysfs, pf, vf)?,
-        driver: driver::current(host, vf)?,
-        iommu_group: iommu_group(sysfs, &device)?,
-    })
+    Ok(VfLocation { pf, index: vf_index(sysfs, pf, vf)?, driver: driver::current(host, vf)?, iommu_group: iommu_group(sysfs, &device)? })
 }
 
 /// The VFs that a PF has now, in order of index, from its `virtfnN` links.

@@ -35,8 +35,8 @@ impl MacAddr {
 
 impl fmt::Display for MacAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+        let [b0, b1, b2, b3, b4, b5] = self.0;
+        write!(f, "{b0:02x}:{b1:02x}:{b2:02x}:{b3:02x}:{b4:02x}:{b5:02x}")
     }
 }
 
@@ -91,7 +91,16 @@ mod tests {
 
     #[test]
     fn other_texts_are_refused() {
-        for text in ["", "02:00:5e:10:00", "02:00:5e:10:00:01:02", "02:00-5e:10:00:01", "2:0:5e:10:0:1", "02:00:5e:10:00:0g", "0200.5e10", "é2:00:5e:10:00:01"] {
+        for text in [
+            "",
+            "02:00:5e:10:00",
+            "02:00:5e:10:00:01:02",
+            "02:00-5e:10:00:01",
+            "2:0:5e:10:0:1",
+            "02:00:5e:10:00:0g",
+            "0200.5e10",
+            "é2:00:5e:10:00:01",
+        ] {
             assert!(text.parse::<MacAddr>().is_err(), "{text}");
         }
     }

@@ -126,21 +126,32 @@ mod tests {
     use crate::testing::{SysfsTree, igb_pf};
 
     #[test]
-    fn a_number_that_is_already_there_is_not_written() {
-        let fake = igb_pf(SysfsTree::new(), 2).read_only("/sys/bus/pci/devices/0000:01:00.0/sriov_numvfs").build().unwrap();
+    fn only_a_number_that_is_not_there_is_written() {
+        let fake = igb_pf(SysfsTree::new(), 2).build().unwrap();
         let pf = "0000:01:00.0".parse().unwrap();
+        let content = || std::fs::read_to_string(fake.path().join("sys/bus/pci/devices/0000:01:00.0/sriov_numvfs")).unwrap();
         set_numvfs(&fake.host(), pf, 2).unwrap();
-        assert_eq!(fake.host().sysfs().read("/sys/bus/pci/devices/0000:01:00.0/sriov_numvfs").unwrap(), "2");
+        assert_eq!(content(), "2\n", "the kernel's newline is gone when the file was written");
+        set_numvfs(&fake.host(), pf, 0).unwrap();
+        assert_eq!(content(), "0");
     }
 
     #[test]
-    fn a_refusal_tells_what_was_and_what_is_allowed() {
-        let device = "/sys/bus/pci/devices/0000:01:00.0";
-        let tree = SysfsTree::new().dir(&format!("{device}/sriov_numvfs")).file(&format!("{device}/sriov_totalvfs"), "7");
-        let fake = tree.build().unwrap();
-        // A folder in the attribute's place refuses the read with EISDIR.
-        let error = set_numvfs(&fake.host(), "0000:01:00.0".parse().unwrap(), 8).unwrap_err();
-        assert_eq!(error.errno(), Some(21));
+    fn a_refusal_keeps_the_errno_and_tells_what_is_allowed() {
+        let write = SysfsError::Write { path: "/sys/x/sriov_numvfs".into(), text: "8".to_owned(), cause: std::io::Error::from_raw_os_error(34) };
+        let pf = "0000:01:00.0".parse().unwrap();
+        let error = SriovError::SetNumvfs { pf, given: 8, had: "0".to_owned(), allowed: "7".to_owned(), cause: write };
+        assert_eq!(error.errno(), Some(34));
+        for word in ["0000:01:00.0 8 VFs", "it has 0", "at most 7", "sriov_numvfs", "out of range"] {
+            assert!(error.to_string().contains(word), "{word:?} in {error}");
+        }
+    }
+
+    #[test]
+    fn a_pf_that_is_not_there_is_an_error_of_the_read() {
+        let fake = SysfsTree::new().build().unwrap();
+        let error = set_numvfs(&fake.host(), "0000:01:00.0".parse().unwrap(), 1).unwrap_err();
+        assert_eq!(error.errno(), Some(2));
     }
 
     #[test]
@@ -166,6 +177,6 @@ mod tests {
         let tree = igb_pf(SysfsTree::new(), 2).file("/sys/bus/pci/devices/0000:01:00.0/sriov_numvfs", "3");
         let fake = tree.link("/sys/bus/pci/devices/0000:01:00.0/virtfn2", "../0000:01:10.4").build().unwrap();
         let error = wait_for_vfs(&fake.host(), "0000:01:00.0".parse().unwrap(), 3, Instant::now()).unwrap_err();
-        assert!(error.to_string().contains("has 2 of 3 VFs (sriov_numvfs says 3)") || error.to_string().contains("sriov_numvfs says 3"), "{error}");
+        assert!(error.to_string().contains("has 2 of 3 VFs at the deadline (sriov_numvfs says 3)"), "{error}");
     }
 }

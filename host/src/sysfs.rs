@@ -112,10 +112,11 @@ impl Sysfs {
         unless_gone(self.read(path))
     }
 
-    /// Writes `text` to a file that exists, in one `write(2)`: sysfs takes each write as a command of its own.
+    /// Writes `text` to a file that exists, in one `write(2)`: sysfs takes each write as a command of its own. (It ignores the truncation,
+    /// which makes a plain file of a test hold what was written last.)
     pub fn write(&self, path: impl AsRef<Path>, text: &str) -> Result<(), SysfsError> {
         let path = self.resolve(path);
-        let result = OpenOptions::new().write(true).open(&path).and_then(|mut file| file.write_all(text.as_bytes()));
+        let result = OpenOptions::new().write(true).truncate(true).open(&path).and_then(|mut file| file.write_all(text.as_bytes()));
         result.map_err(|cause| SysfsError::Write { path, text: text.to_owned(), cause })
     }
 
@@ -165,7 +166,6 @@ fn lossy(name: &OsStr) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::testing::SysfsTree;
 
     #[test]

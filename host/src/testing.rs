@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use rustix::thread::UnshareFlags;
@@ -32,7 +32,6 @@ enum Node {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SysfsTree {
     nodes: BTreeMap<String, Node>,
-    read_only: Vec<String>,
 }
 
 /// A tree in a temporary folder, removed with this value.
@@ -86,13 +85,6 @@ impl SysfsTree {
         self
     }
 
-    /// Marks a file as not writable.
-    #[must_use]
-    pub fn read_only(mut self, path: &str) -> Self {
-        self.read_only.push(key(path));
-        self
-    }
-
     /// Reads the text form.
     pub fn parse(text: &str) -> Result<Self, TreeParseError> {
         let mut tree = Self::default();
@@ -132,9 +124,6 @@ impl SysfsTree {
                 }
                 Node::Dir => fs::create_dir_all(&path)?,
             }
-        }
-        for path in &self.read_only {
-            fs::set_permissions(root.path().join(path), fs::Permissions::from_mode(0o444))?;
         }
         Ok(FakeSysfs { root })
     }
@@ -227,8 +216,7 @@ fn unescape(value: &str) -> String {
         match (character, if character == '\\' { characters.next() } else { None }) {
             ('\\', Some('n')) => text.push('\n'),
             ('\\', Some('t')) => text.push('\t'),
-            ('\\', Some(other)) => text.push(other),
-            (other, _) => text.push(other),
+            ('\\', Some(other)) | (other, _) => text.push(other),
         }
     }
     text

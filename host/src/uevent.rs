@@ -137,12 +137,7 @@ impl Uevent {
         let (action, devpath) = head.split_once('@')?;
         let fields: BTreeMap<String, String> =
             parts.filter_map(|part| part.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()))).collect();
-        Some(Self {
-            action: action.to_owned(),
-            devpath: devpath.to_owned(),
-            subsystem: fields.get("SUBSYSTEM").cloned().unwrap_or_default(),
-            fields,
-        })
+        Some(Self { action: action.to_owned(), devpath: devpath.to_owned(), subsystem: fields.get("SUBSYSTEM").cloned().unwrap_or_default(), fields })
     }
 }
 

@@ -87,7 +87,11 @@ impl Devlink {
             Err(error) if error.is_gone() || error.is_unsupported() => return Ok(EswitchMode::Legacy),
             Err(error) => return Err(error),
         };
-        let mode = replies.first().and_then(|reply| reply.payload.get(GENL_HDRLEN..)).and_then(|bytes| find(bytes, DEVLINK_ATTR_ESWITCH_MODE)).and_then(u16_of);
+        let mode = replies
+            .first()
+            .and_then(|reply| reply.payload.get(GENL_HDRLEN..))
+            .and_then(|bytes| find(bytes, DEVLINK_ATTR_ESWITCH_MODE))
+            .and_then(u16_of);
         Ok(match mode {
             None | Some(DEVLINK_ESWITCH_MODE_LEGACY) => EswitchMode::Legacy,
             Some(_) => EswitchMode::Switchdev,
@@ -131,7 +135,10 @@ mod tests {
     #[test]
     fn the_controller_family_answers_for_names_that_it_does_not_know() {
         let socket = Socket::open(NETLINK_GENERIC).unwrap();
-        let request = message(GENL_ID_CTRL, Request { command: CTRL_CMD_GETFAMILY, version: CTRL_VERSION, attributes: vec![text(CTRL_ATTR_FAMILY_NAME, "nl-none")] });
+        let request = message(
+            GENL_ID_CTRL,
+            Request { command: CTRL_CMD_GETFAMILY, version: CTRL_VERSION, attributes: vec![text(CTRL_ATTR_FAMILY_NAME, "nl-none")] },
+        );
         let error = socket.request(&Subject::new("look up", "nl-none"), 0, &request).err().unwrap();
         assert!(error.is_gone(), "{error}");
     }

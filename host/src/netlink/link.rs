@@ -30,8 +30,10 @@ pub struct Link {
 
 /// What to change on a link, all in one message; `None` leaves a thing alone.
 ///
-/// With `netns` the kernel moves the link first, then renames and changes it there: a move with a rename cannot be seen half done. A move
-/// sets the link down.
+/// With `netns` the kernel moves the link first (which sets it down), then renames and changes it there. The message is one, its effect is not
+/// all or nothing: when a later part is refused, the link is in the target namespace already. That includes a new name that is taken there
+/// (`EEXIST`): the link arrives under its old name, unless that is taken too, in which case it stays (`__dev_change_net_namespace` uses the
+/// new name only then). So look in the target after an error.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LinkChange<'a> {
     /// New name, at most 15 bytes.

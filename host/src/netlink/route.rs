@@ -20,6 +20,8 @@ use crate::netns::{NetNs, NetNsError};
 use crate::pci::PciAddress;
 use crate::vf::{VfAttributes, VfIndex, VfSetting};
 
+mod neighbour;
+
 /// Names longer than this (`IFNAMSIZ` less the closing zero) can only be alternative names.
 const MAX_NAME_BYTES: usize = 15;
 
@@ -105,7 +107,8 @@ impl Route {
         self.socket.change(&subject, 0, &Message::SetLink(set_vf_message(pf_ifindex, vf, settings)))
     }
 
-    /// Changes a link in one message (`ip link set dev LINK ...`); a move and a rename happen together.
+    /// Changes a link in one message (`ip link set dev LINK ...`); a move and a rename go together. For what an error leaves behind, see
+    /// [`LinkChange`].
     pub fn change_link(&self, ifindex: u32, change: &LinkChange<'_>) -> Result<(), NetlinkError> {
         let subject = Subject::new("change the link", format!("ifindex {ifindex}: {}", change.describe()));
         self.socket.change(&subject, 0, &Message::SetLink(change.message(ifindex)))
@@ -150,11 +153,12 @@ impl Route {
         Ok(())
     }
 
-    /// Adds a unicast route (`ip route add DST via GATEWAY dev LINK`); `EEXIST` when it is there.
+    /// Adds a unicast route (`ip route prepend DST via GATEWAY dev LINK`); `EEXIST` when it is there with the same next hop. With another next
+    /// hop it is put before the one that is there: IPv4 takes the first, IPv6 shares the load.
     pub fn add_route(&self, route: &RouteSpec) -> Result<(), NetlinkError> {
         let via = route.gateway.map(|gateway| format!(" via {gateway}")).unwrap_or_default();
         let subject = Subject::new("add a route", format!("ifindex {}: {}/{}{via}", route.ifindex, route.dst, route.prefix));
-        self.socket.change(&subject, NLM_F_CREATE | NLM_F_EXCL, &Message::NewRoute(address::route_message(route)))
+        self.socket.change(&subject, NLM_F_CREATE, &Message::NewRoute(address::route_message(route)))
     }
 
     /// The unicast routes out of a link, both families, all tables (`ip route show dev LINK table all`).

@@ -8,8 +8,8 @@
 use std::collections::BTreeMap;
 
 use netlink_packet_route::link::{
-    LinkVfInfo, VfInfo, VfInfoLinkState, VfInfoMac, VfInfoRate, VfInfoSpoofCheck, VfInfoTrust, VfInfoVlan, VfLinkState as WireLinkState, VfVlan as WireVlan,
-    VfVlanInfo, VlanProtocol,
+    LinkVfInfo, VfInfo, VfInfoLinkState, VfInfoMac, VfInfoRate, VfInfoSpoofCheck, VfInfoTrust, VfInfoVlan, VfLinkState as WireLinkState,
+    VfVlan as WireVlan, VfVlanInfo, VlanProtocol,
 };
 
 use super::attribute::{find, u16_of, u32_of, walk};
