@@ -5,3 +5,5 @@
 //!
 //! Invariant: whatever is started here ends with the process that started it, however that ends.
 
+pub mod harness;
+pub mod lab;

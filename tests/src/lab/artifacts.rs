@@ -1,0 +1,94 @@
+//! I/O: where the built parts of the lab are.
+//!
+//! What lives here: reading the list that `cargo xtask lab-build` writes, building the products. What does not: how parts are built (hack/xtask).
+//!
+//! Invariant: a part that is missing stops the lab with the name of what makes it; nothing is looked up in a second place.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+/// Names the list instead of asking `cargo xtask lab-build` for it.
+pub const ARTIFACTS_VARIABLE: &str = "SRIOV_LAB_ARTIFACTS";
+
+/// What `artifacts.json` lists; all paths are absolute.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Artifacts {
+    /// Kernel image of the guests.
+    pub vmlinuz: PathBuf,
+    /// Initial RAM disk of the guests, without credentials.
+    pub initrd: PathBuf,
+    /// Root file system of the guests.
+    pub root_squashfs: PathBuf,
+    /// Container images and test files; a guest without containerd does without.
+    #[serde(default)]
+    pub images_disk: Option<PathBuf>,
+    /// Programs that run on the host: etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kubectl.
+    #[serde(default)]
+    pub bin: BTreeMap<String, PathBuf>,
+    /// Reference CNI plugins for tests on the host.
+    #[serde(default)]
+    pub cni_plugins: BTreeMap<String, PathBuf>,
+    /// The guests' kernel.
+    #[serde(default)]
+    pub kernel_version: String,
+    /// QEMU's binary.
+    pub qemu: PathBuf,
+}
+
+impl Artifacts {
+    /// Reads the list that [`ARTIFACTS_VARIABLE`] names, or has it made: nothing is rebuilt unless something changed.
+    pub fn load() -> Result<Self> {
+        let list = match std::env::var_os(ARTIFACTS_VARIABLE) {
+            Some(path) => PathBuf::from(path),
+            None => lab_build()?,
+        };
+        let text = fs::read(&list).with_context(|| format!("read {}", list.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("read {}", list.display()))
+    }
+
+    /// A program that runs on the host.
+    pub fn program(&self, name: &str) -> Result<String> {
+        let path = self.bin.get(name).with_context(|| format!("artifacts.json lists no program {name}; cargo xtask lab-build makes it"))?;
+        Ok(path.display().to_string())
+    }
+}
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn cargo(arguments: &[&str]) -> Result<String> {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(program)
+        .args(arguments)
+        .current_dir(workspace())
+        // Set by the cargo that runs the tests, and wrong for the one started here.
+        .env_remove("CARGO_MANIFEST_DIR")
+        .stderr(Stdio::inherit())
+        .output()
+        .context("run cargo")?;
+    ensure!(output.status.success(), "cargo {}: {}", arguments.join(" "), output.status);
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn lab_build() -> Result<PathBuf> {
+    let output = cargo(&["xtask", "lab-build"])?;
+    let path = output.lines().last().map(str::trim).filter(|line| line.starts_with('/'));
+    path.map(PathBuf::from).with_context(|| format!("cargo xtask lab-build ended without the path of artifacts.json: {output:?}"))
+}
+
+/// Builds one of our packages if it changed and gives the path of its binary.
+pub fn product(package: &str, binary: &str) -> Result<PathBuf> {
+    cargo(&["build", "--quiet", "--package", package, "--bin", binary])?;
+    // A test program is <target>/<triple>/debug/deps/<name>; the binaries of other packages are one folder up.
+    let test = std::env::current_exe()?;
+    let folder = test.parent().filter(|folder| folder.ends_with("deps")).and_then(Path::parent).or(test.parent());
+    let path = folder.context("this program has no folder")?.join(binary);
+    ensure!(path.is_file(), "{} does not exist although cargo built {binary}", path.display());
+    Ok(path)
+}
