@@ -1,0 +1,26 @@
+//! I/O: the node side: what a node state asks of this machine, done to this machine.
+//!
+//! ```text
+//! let plan     = plan(&desired, &machine.observe()?);     // Pure
+//! let done     = apply(&machine, &plan);                  // I/O, in order; a VF's failure is that VF's, a PF's failure that PF's
+//! let residual = plan(&desired, &machine.observe()?);     // empty = converged; otherwise it is the drift report
+//! ```
+//!
+//! What lives here: the wish (`desired`), the machine (`observed`, `machine`), the difference (`plan`), doing it (`apply`), telling it (`status`
+//! to the cluster, `pools` to the device plugin), what is kept on disk (`store`), and the loop around all of it (`node_state`).
+//!
+//! What never lives here: rendering policies (operator), handing VFs to pods (device plugin, CNI), opening files of the machine (`sriov-host`).
+//!
+//! Invariant: PFs that no policy asks for and that we did not configure are never touched, and a VF that a pod uses is never touched.
+
+pub mod apply;
+pub mod desired;
+pub mod install;
+pub mod machine;
+pub mod node_state;
+pub mod observed;
+pub mod plan;
+pub mod pools;
+pub mod status;
+pub mod store;
+pub mod table;

@@ -1,0 +1,174 @@
+//! I/O: this machine: a look through `sriov-host` and the files of `store`, and each step as the host's verbs, with its deadline.
+//!
+//! What does not live here: what to do and in which order (`plan`).
+//!
+//! Invariants: nothing is cached, PF and VF are looked up when a step is performed; a VF that a pod took after the look is not changed.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use sriov_host::inventory::Netdev;
+use sriov_host::netlink::{LinkChange, Route};
+use sriov_host::pci::PciAddress;
+use sriov_host::uevent::{UeventError, UeventSocket};
+use sriov_host::vf::{VfIndex, VfSetting};
+use sriov_host::{Host, discover, driver, sriov};
+
+use super::{Machine, ObserveError, StepError};
+use crate::observed::Observed;
+use crate::plan::step::{Driver, Step, VFIO_PCI};
+use crate::store::Store;
+
+/// Longest wait for VFs after `sriov_numvfs` was written: drivers with many VFs need a while.
+const VFS_DEADLINE: Duration = Duration::from_secs(120);
+/// Longest wait for a driver or for a netdev.
+const DRIVER_DEADLINE: Duration = Duration::from_secs(20);
+
+/// This machine.
+#[derive(Clone, Debug)]
+pub struct Linux {
+    host: Host,
+    store: Store,
+}
+
+impl Linux {
+    /// The machine whose `/sys` is below `root`; netlink speaks to this process's network namespace, which must be the host's.
+    pub fn new(root: &Path, store: Store) -> Self {
+        Self { host: Host::at(root), store }
+    }
+
+    /// The files that outlive this process.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Netdevs are unique to a machine by name only, so MACs are made from what two machines of one network do not share: the name, and the
+    /// firmware's identifier where there is one (virtual machines often share it, and `/etc/machine-id` as well).
+    fn machine_id(&self) -> String {
+        let uuid = self.host.sysfs().read_opt("/sys/class/dmi/id/product_uuid").ok().flatten().unwrap_or_default();
+        format!("{} {uuid}", rustix::system::uname().nodename().to_string_lossy())
+    }
+
+    fn vf_address(&self, pf: PciAddress, vf: VfIndex) -> Result<PciAddress, StepError> {
+        let find = || -> Result<Option<PciAddress>, StepError> {
+            let vfs = discover::vf_addresses(&self.host, pf).map_err(refused)?;
+            Ok(vfs.into_iter().find_map(|(index, address)| (index == vf).then_some(address)))
+        };
+        let missing = || StepError::Refused(format!("PF {pf} shows no VF {vf} within {DRIVER_DEADLINE:?}"));
+        self.wait(find)?.ok_or_else(missing)
+    }
+
+    /// The VF's address, unless a pod has it.
+    fn free_vf(&self, pf: PciAddress, vf: VfIndex) -> Result<PciAddress, StepError> {
+        let address = self.vf_address(pf, vf)?;
+        let mut users: BTreeMap<PciAddress, String> = self.store.vfs_in_use().map_err(refused)?;
+        match users.remove(&address) {
+            Some(user) => Err(StepError::VfTaken { vf: address.to_string(), user }),
+            None => Ok(address),
+        }
+    }
+
+    fn none_in_use(&self, pf: PciAddress) -> Result<(), StepError> {
+        let users = self.store.vfs_in_use().map_err(refused)?;
+        for (_, address) in discover::vf_addresses(&self.host, pf).map_err(refused)? {
+            if let Some(user) = users.get(&address) {
+                return Err(StepError::VfTaken { vf: address.to_string(), user: user.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks again after each device event until `find` finds, or the deadline passes.
+    fn wait<T>(&self, mut find: impl FnMut() -> Result<Option<T>, StepError>) -> Result<Option<T>, StepError> {
+        if let Some(found) = find()? {
+            return Ok(Some(found));
+        }
+        let events = UeventSocket::open().map_err(refused)?;
+        events.wait_until(Instant::now() + DRIVER_DEADLINE, find)
+    }
+
+    fn netdev(&self, route: &Route, address: PciAddress) -> Result<Netdev, StepError> {
+        let find = || Ok(route.link_by_pci(address).map_err(refused)?.map(|link| link.netdev));
+        let missing = || StepError::Refused(format!("{address} has no netdev in this network namespace within {DRIVER_DEADLINE:?}"));
+        self.wait(find)?.ok_or_else(missing)
+    }
+
+    fn change_netdev(&self, address: PciAddress, change: &LinkChange<'_>) -> Result<(), StepError> {
+        let route = Route::open().map_err(refused)?;
+        let netdev = self.netdev(&route, address)?;
+        route.change_link(netdev.ifindex, change).map_err(refused)
+    }
+
+    fn set_numvfs(&self, pf: PciAddress, to: u16) -> Result<(), StepError> {
+        if to == 0 {
+            self.none_in_use(pf)?;
+        }
+        sriov::set_numvfs(&self.host, pf, to).map_err(refused)?;
+        sriov::wait_for_vfs(&self.host, pf, to, Instant::now() + VFS_DEADLINE).map_err(refused)
+    }
+
+    fn bind(&self, pf: PciAddress, vf: VfIndex, driver: Driver) -> Result<(), StepError> {
+        let address = self.free_vf(pf, vf)?;
+        let deadline = Instant::now() + DRIVER_DEADLINE;
+        match driver {
+            Driver::VfioPci => driver::bind(&self.host, address, VFIO_PCI, deadline).map_err(refused),
+            Driver::KernelDefault => {
+                driver::bind_default(&self.host, address, deadline).map_err(refused)?;
+                // A VF is ready with its netdev, which some drivers register later.
+                self.netdev(&Route::open().map_err(refused)?, address).map(drop)
+            }
+        }
+    }
+}
+
+impl Machine for Linux {
+    fn observe(&self) -> Result<Observed, ObserveError> {
+        let users = || self.store.vfs_in_use().map_err(|error| ObserveError::ReadState { what: "the CNI's journals".to_owned(), reason: error.to_string() });
+        // Read before and after: a pod that ends or starts during the look has its VF in one of them, whatever the look saw of it.
+        let mut vfs_in_use = users()?;
+        let inventory = discover::inventory(&self.host).map_err(|error| ObserveError::Discover(error.to_string()))?;
+        vfs_in_use.append(&mut users()?);
+        let mut observed = Observed { inventory, vfs_in_use, machine_id: self.machine_id(), ..Observed::default() };
+        for pf in &observed.inventory.pfs {
+            if sriov::autoprobe(&self.host, pf.address).map_err(|error| ObserveError::Discover(error.to_string()))? == Some(false) {
+                observed.autoprobe_off.insert(pf.address);
+            }
+        }
+        observed.vfio_pci_loaded = self.host.sysfs().exists(format!("/sys/bus/pci/drivers/{VFIO_PCI}"));
+        observed.records = self.store.records().map_err(|error| ObserveError::ReadState { what: "the records of configured PFs".to_owned(), reason: error.to_string() })?;
+        Ok(observed)
+    }
+
+    fn perform(&self, step: &Step) -> Result<(), StepError> {
+        match step {
+            Step::RecordOwnership { pf, record } => self.store.write_record(*pf, record).map_err(refused),
+            Step::Forget { pf } => self.store.delete_record(*pf).map_err(refused),
+            Step::SetAutoprobe { pf, on } => sriov::set_autoprobe(&self.host, *pf, *on).map_err(refused),
+            Step::SetNumVfs { pf, to, .. } => self.set_numvfs(*pf, *to),
+            Step::SetPfUp { pf } => self.change_netdev(*pf, &LinkChange { up: Some(true), ..LinkChange::default() }),
+            Step::SetPfMtu { pf, to, .. } => self.change_netdev(*pf, &LinkChange { mtu: Some(*to), ..LinkChange::default() }),
+            Step::SetAdminMac { pf, vf, mac } => {
+                self.free_vf(*pf, *vf)?;
+                let route = Route::open().map_err(refused)?;
+                let netdev = self.netdev(&route, *pf)?;
+                route.set_vf(netdev.ifindex, *vf, &[VfSetting::Mac(*mac)]).map_err(refused)
+            }
+            Step::BindDriver { pf, vf, driver } => self.bind(*pf, *vf, *driver),
+            Step::SetVfMtu { pf, vf, mtu } => {
+                let address = self.free_vf(*pf, *vf)?;
+                self.change_netdev(address, &LinkChange { mtu: Some(*mtu), ..LinkChange::default() })
+            }
+        }
+    }
+}
+
+impl From<UeventError> for StepError {
+    fn from(error: UeventError) -> Self {
+        Self::Refused(error.to_string())
+    }
+}
+
+fn refused(error: impl std::fmt::Display) -> StepError {
+    StepError::Refused(error.to_string())
+}

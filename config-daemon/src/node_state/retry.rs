@@ -1,0 +1,63 @@
+//! Pure: when to try again what did not work, by kind.
+//!
+//! Invariant: waits grow to a limit and differ between nodes, so that a thousand nodes do not return to an API server at the same moment.
+
+use std::time::Duration;
+
+/// What is tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Retry {
+    /// A step failed, or the machine is not as it should be after all steps.
+    Step,
+    /// VFs that must change are in use. Netdevs that come back announce themselves; VFs of userspace do not.
+    VfsInUse,
+    /// The machine could not be looked at.
+    Observe,
+    /// The status could not be written.
+    Publish,
+}
+
+/// Counts the tries of one kind.
+#[derive(Debug, Default)]
+pub(crate) struct Backoff {
+    kind: Option<Retry>,
+    tries: u32,
+}
+
+impl Backoff {
+    /// The wait before the next try. `random` is from 0 to 1. A new kind starts from its shortest wait.
+    pub(crate) fn next(&mut self, kind: Retry, random: f64) -> Duration {
+        if self.kind != Some(kind) {
+            *self = Self { kind: Some(kind), tries: 0 };
+        }
+        let (first, limit) = match kind {
+            Retry::Step | Retry::Observe | Retry::Publish => (Duration::from_secs(1), Duration::from_secs(60)),
+            Retry::VfsInUse => (Duration::from_secs(2), Duration::from_secs(30)),
+        };
+        let wait = first.saturating_mul(1 << self.tries.min(10)).min(limit);
+        self.tries += 1;
+        wait.mul_f64(0.75 + random.clamp(0.0, 1.0) / 2.0)
+    }
+
+    /// All is well, or the wish is a new one.
+    pub(crate) fn reset(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_a_limit_and_start_again_with_another_kind() {
+        let mut backoff = Backoff::default();
+        let mut waits: Vec<u64> = (0..8).map(|_| backoff.next(Retry::Step, 0.5).as_secs()).collect();
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60]);
+        waits = (0..6).map(|_| backoff.next(Retry::VfsInUse, 0.5).as_secs()).collect();
+        assert_eq!(waits, [2, 4, 8, 16, 30, 30]);
+        backoff.reset();
+        assert_eq!(backoff.next(Retry::VfsInUse, 0.0), Duration::from_millis(1500));
+        assert_eq!(backoff.next(Retry::VfsInUse, 1.0), Duration::from_secs(5));
+    }
+}

@@ -1,0 +1,136 @@
+//! Pure: everything about this machine that a plan is made from, as plain data.
+//!
+//! What lives here: the types. What does not: reading them from a machine (`machine`) or from the cluster (`node_state`).
+//!
+//! Invariant: a plan needs nothing but these values and the wish, so a saved observation plans the same anywhere.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use sriov_crds::node_state::Interface;
+use sriov_host::driver::is_userspace;
+use sriov_host::inventory::{Inventory, Pf, Vf};
+use sriov_host::pci::{DeviceId, PciAddress, VendorId};
+
+
+/// One look at the machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Observed {
+    /// PFs and VFs.
+    pub inventory: Inventory,
+    /// PFs whose `sriov_drivers_autoprobe` is off.
+    #[serde(default)]
+    pub autoprobe_off: BTreeSet<PciAddress>,
+    /// Whether the driver `vfio-pci` is loaded.
+    #[serde(default)]
+    pub vfio_pci_loaded: bool,
+    /// NICs that may be configured; `None` where nobody restricts them (command line without a cluster).
+    #[serde(default)]
+    pub supported_nics: Option<SupportedNics>,
+    /// Records of the PFs that we configure.
+    #[serde(default)]
+    pub records: BTreeMap<PciAddress, Record>,
+    /// VFs that a pod uses, by address, with the pod's side as the CNI wrote it down.
+    #[serde(default)]
+    pub vfs_in_use: BTreeMap<PciAddress, String>,
+    /// What tells this machine from all others in its network, from which administrative MACs are made.
+    #[serde(default)]
+    pub machine_id: String,
+}
+
+/// What `/etc/sriov-operator/pci/<address>` holds: the wish that the PF was configured for, in the field's own form (a node state's
+/// `spec.interfaces[]` entry), and one key of ours, which the Go operator ignores.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The wish.
+    #[serde(flatten)]
+    pub interface: Interface,
+    /// MTU of the PF before we first touched it, in bytes; absent in a record of the Go operator.
+    #[serde(rename = "originalMtu", default, skip_serializing_if = "Option::is_none")]
+    pub original_mtu: Option<u32>,
+}
+
+/// The content of the ConfigMap `supported-nic-ids`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SupportedNics {
+    /// Vendor and device of each PF that may be configured.
+    pub pfs: BTreeSet<(VendorId, DeviceId)>,
+    /// Entries that are not three identifiers, one message each.
+    #[serde(default)]
+    pub unreadable: Vec<String>,
+}
+
+impl SupportedNics {
+    /// Reads the ConfigMap's data: each value is `"<vendor> <PF device> <VF device>"`. An entry that is not, is set aside and reported.
+    pub fn read<'a>(data: impl IntoIterator<Item = (&'a String, &'a String)>) -> Self {
+        let mut nics = Self::default();
+        for (key, value) in data {
+            let ids: Vec<&str> = value.split_whitespace().collect();
+            match ids.as_slice() {
+                [vendor, pf, vf] if vf.parse::<DeviceId>().is_ok() => match (vendor.parse(), pf.parse()) {
+                    (Ok(vendor), Ok(pf)) => _ = nics.pfs.insert((vendor, pf)),
+                    _ => nics.set_aside(key, value),
+                },
+                _ => nics.set_aside(key, value),
+            }
+        }
+        nics
+    }
+
+    /// Whether PFs of this kind may be configured.
+    pub fn contains(&self, vendor: VendorId, device: DeviceId) -> bool {
+        self.pfs.contains(&(vendor, device))
+    }
+
+    fn set_aside(&mut self, key: &str, value: &str) {
+        self.unreadable.push(format!("entry {key} of ConfigMap supported-nic-ids is {value:?}: expected \"<vendor> <PF device> <VF device>\" as in \"8086 10c9 10ca\""));
+    }
+}
+
+impl Observed {
+    /// The PF at this address.
+    pub fn pf(&self, address: PciAddress) -> Option<&Pf> {
+        self.inventory.pfs.iter().find(|pf| pf.address == address)
+    }
+
+    /// Who uses a VF, if anyone does: a pod, by the CNI's journal; or somebody unknown, when a kernel driver has the VF and its netdev is not in
+    /// the namespace where the PF's is, so it was moved away.
+    pub fn user_of(&self, pf: &Pf, vf: &Vf) -> Option<&str> {
+        if let Some(user) = self.vfs_in_use.get(&vf.address) {
+            return Some(user);
+        }
+        let moved = vf.driver.as_deref().is_some_and(|driver| !is_userspace(driver)) && vf.netdev.is_none() && pf.netdev.is_some();
+        moved.then_some("another network namespace")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn nics_are_listed_by_vendor_and_pf_device() {
+        let data: BTreeMap<String, String> =
+            [("igb", "8086 10c9 10ca"), ("short", "8086 10c9"), ("words", "intel igb igbvf"), ("spaces", "  15b3\t101d  101e ")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+        let nics = SupportedNics::read(&data);
+        assert!(nics.contains(VendorId(0x8086), DeviceId(0x10c9)));
+        assert!(nics.contains(VendorId(0x15b3), DeviceId(0x101d)));
+        assert!(!nics.contains(VendorId(0x8086), DeviceId(0x10ca)), "a VF's id does not list its PF");
+        assert_eq!(nics.unreadable.len(), 2, "{:?}", nics.unreadable);
+        assert!(nics.unreadable[0].starts_with("entry short of ConfigMap supported-nic-ids"));
+    }
+
+    #[test]
+    fn a_record_keeps_the_form_of_the_field() {
+        let text = r#"{"pciAddress":"0000:01:00.0","name":"enp1s0","numVfs":2,"vfGroups":[{"resourceName":"a","vfRange":"0-1"}]}"#;
+        let record: Record = serde_json::from_str(text).unwrap();
+        assert_eq!(record.original_mtu, None);
+        let ours = Record { original_mtu: Some(1500), ..record };
+        let written: serde_json::Value = serde_json::to_value(&ours).unwrap();
+        assert_eq!(written["pciAddress"], "0000:01:00.0");
+        assert_eq!(written["originalMtu"], 1500);
+        assert_eq!(serde_json::from_value::<Record>(written).unwrap(), ours);
+    }
+}

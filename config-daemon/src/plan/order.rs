@@ -1,0 +1,227 @@
+//! Pure: the steps on one PF, in the order in which the kernel and the drivers take them.
+//!
+//! What lives here: the orders. What does not: whether the PF may be touched at all (`plan`, `refusal`).
+//!
+//! Why this order:
+//! - The record comes first, so that a PF that we touched is known as ours whenever we die. An existing record is replaced last, because until then
+//!   it tells which VFs had a group before.
+//! - Autoprobe is off while VFs are made, so that each is bound once, to the right driver. It must be on again before a VF is bound to its kernel
+//!   driver: `pci_device_can_probe` (drivers/pci/pci-driver.c, v6.12) refuses a VF of a PF whose autoprobe is off.
+//! - `sriov_numvfs` goes through 0: the kernel answers N to M with EBUSY (Documentation/ABI/testing/sysfs-bus-pci, v6.12).
+//! - The PF is up, and its MTU raised, before VFs get their driver: `igbvf` probes with a random MAC while its PF is down.
+//! - The administrative MAC is set before the driver is bound: an `igbvf` netdev takes it over only when it is probed.
+//!
+//! Invariant: a VF that somebody uses gets no step.
+
+use sha2::{Digest, Sha256};
+use sriov_host::driver::is_userspace;
+use sriov_host::inventory::{LinkType, Netdev, Pf, Vf};
+use sriov_host::mac::MacAddr;
+use sriov_host::pci::PciAddress;
+use sriov_host::vf::VfIndex;
+
+use super::User;
+use super::step::{Driver, Step};
+use crate::desired::{DesiredPf, DeviceType};
+use crate::observed::{Observed, Record};
+
+/// Linux's default MTU, for PFs whose first MTU nobody wrote down.
+const DEFAULT_MTU: u32 = 1500;
+
+/// The steps of a PF, and the VFs that cannot have theirs yet.
+#[derive(Debug, Default)]
+pub(crate) struct Order {
+    pub(crate) steps: Vec<Step>,
+    pub(crate) waiting: Vec<User>,
+}
+
+/// Makes all VFs of a PF anew.
+pub(crate) fn make(wish: &DesiredPf, pf: &Pf, observed: &Observed) -> Order {
+    let mut steps = Vec::new();
+    steps.extend(first_record(wish, pf, observed));
+    let autoprobe_off = observed.autoprobe_off.contains(&pf.address);
+    if wish.numvfs > 0 && !autoprobe_off {
+        steps.push(Step::SetAutoprobe { pf: pf.address, on: false });
+    }
+    if pf.numvfs > 0 {
+        steps.push(Step::SetNumVfs { pf: pf.address, from: pf.numvfs, to: 0 });
+    }
+    if wish.numvfs > 0 {
+        steps.push(Step::SetNumVfs { pf: pf.address, from: 0, to: wish.numvfs });
+    }
+    if wish.numvfs > 0 || autoprobe_off {
+        steps.push(Step::SetAutoprobe { pf: pf.address, on: true });
+    }
+    steps.extend(pf_netdev(wish, pf));
+    for index in (0..wish.numvfs).map(VfIndex) {
+        steps.extend(vf(wish, pf, &VfNow::fresh(index, pf), observed));
+    }
+    steps.extend(later_record(wish, observed));
+    Order { steps, waiting: Vec::new() }
+}
+
+/// Corrects what is wrong on a PF that has the right number of VFs.
+pub(crate) fn adjust(wish: &DesiredPf, pf: &Pf, observed: &Observed) -> Order {
+    let mut order = Order::default();
+    order.steps.extend(first_record(wish, pf, observed));
+    if observed.autoprobe_off.contains(&pf.address) && !wish.externally_managed {
+        order.steps.push(Step::SetAutoprobe { pf: pf.address, on: true });
+    }
+    order.steps.extend(pf_netdev(wish, pf));
+    for index in (0..pf.numvfs).map(VfIndex) {
+        let Some(now) = pf.vfs.iter().find(|vf| vf.index == index) else {
+            // Made, but not seen yet: its steps wait for it.
+            order.steps.extend(vf(wish, pf, &VfNow::fresh(index, pf), observed));
+            continue;
+        };
+        match observed.user_of(pf, now) {
+            None => order.steps.extend(vf(wish, pf, &VfNow::of(now), observed)),
+            // What a pod's VF has of MAC and MTU is the pod's; only its driver is compared, and only reported.
+            Some(user) => {
+                let other = |step: &Step| matches!(step, Step::BindDriver { .. });
+                let wrong = vf(wish, pf, &VfNow::of(now), observed).iter().any(other);
+                order.waiting.extend(wrong.then(|| (now.address, user.to_owned())));
+            }
+        }
+    }
+    if order.waiting.is_empty() {
+        order.steps.extend(later_record(wish, observed));
+    }
+    order
+}
+
+/// Takes back what was done to a PF that is not wanted any more.
+pub(crate) fn take_back(pf: &Pf, record: &Record, observed: &Observed) -> Vec<Step> {
+    let mut steps = Vec::new();
+    if pf.numvfs > 0 {
+        steps.push(Step::SetNumVfs { pf: pf.address, from: pf.numvfs, to: 0 });
+    }
+    if observed.autoprobe_off.contains(&pf.address) {
+        steps.push(Step::SetAutoprobe { pf: pf.address, on: true });
+    }
+    let raised = record.interface.mtu.is_some_and(|mtu| mtu > 0);
+    let original = record.original_mtu.unwrap_or(DEFAULT_MTU);
+    if let Some(netdev) = pf.netdev.as_ref().filter(|n| raised && n.mtu != original && n.link_type == LinkType::Ether) {
+        steps.push(Step::SetPfMtu { pf: pf.address, from: netdev.mtu, to: original });
+    }
+    steps
+}
+
+fn first_record(wish: &DesiredPf, pf: &Pf, observed: &Observed) -> Option<Step> {
+    if observed.records.contains_key(&wish.address) {
+        return None;
+    }
+    let record = Record { interface: wish.interface.clone(), original_mtu: pf.netdev.as_ref().map(|n| n.mtu) };
+    Some(Step::RecordOwnership { pf: wish.address, record: Box::new(record) })
+}
+
+fn later_record(wish: &DesiredPf, observed: &Observed) -> Option<Step> {
+    let old = observed.records.get(&wish.address).filter(|old| old.interface != wish.interface)?;
+    let record = Record { interface: wish.interface.clone(), original_mtu: old.original_mtu };
+    Some(Step::RecordOwnership { pf: wish.address, record: Box::new(record) })
+}
+
+fn pf_netdev(wish: &DesiredPf, pf: &Pf) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let Some(netdev) = &pf.netdev else { return steps };
+    if !netdev.admin_up {
+        steps.push(Step::SetPfUp { pf: pf.address });
+    }
+    // Raised, never lowered: other users of the PF may need what it has.
+    if let Some(mtu) = wish.mtu.filter(|mtu| *mtu > netdev.mtu && !wish.externally_managed) {
+        steps.push(Step::SetPfMtu { pf: pf.address, from: netdev.mtu, to: mtu });
+    }
+    steps
+}
+
+/// A VF as it is, or as it will be when it has just been made.
+struct VfNow<'a> {
+    index: VfIndex,
+    driver: Option<&'a str>,
+    /// `None` when the PF does not report one, so it is not set either.
+    admin_mac: Option<MacAddr>,
+    netdev: Option<&'a Netdev>,
+}
+
+impl<'a> VfNow<'a> {
+    fn fresh(index: VfIndex, pf: &Pf) -> Self {
+        Self { index, driver: None, admin_mac: pf.netdev.as_ref().map(|_| MacAddr::ZERO), netdev: None }
+    }
+
+    fn of(vf: &'a Vf) -> Self {
+        Self { index: vf.index, driver: vf.driver.as_deref(), admin_mac: vf.attributes.as_ref().map(|a| a.mac), netdev: vf.netdev.as_ref() }
+    }
+}
+
+fn vf(wish: &DesiredPf, pf: &Pf, now: &VfNow<'_>, observed: &Observed) -> Vec<Step> {
+    let (address, index) = (pf.address, now.index);
+    let Some(group) = wish.group_of(index) else { return without_group(wish, pf, now, observed) };
+    let driver = Driver::of(group.device_type);
+    let bound = driver.is(now.driver);
+    let mut steps = Vec::new();
+    let ether = pf.netdev.as_ref().is_some_and(|n| n.link_type == LinkType::Ether);
+    if ether && now.admin_mac == Some(MacAddr::ZERO) {
+        // A netdev that stays keeps its address, which the PF then enforces; any other VF gets one that survives making it anew.
+        let kept = now.netdev.filter(|_| bound).and_then(|n| n.mac);
+        let mac = kept.unwrap_or_else(|| stable_mac(&observed.machine_id, address, index));
+        steps.push(Step::SetAdminMac { pf: address, vf: index, mac });
+    }
+    if !bound {
+        steps.push(Step::BindDriver { pf: address, vf: index, driver });
+    }
+    if driver == Driver::KernelDefault
+        && let Some(mtu) = group.mtu
+        && (!bound || now.netdev.is_some_and(|n| n.mtu != mtu))
+    {
+        steps.push(Step::SetVfMtu { pf: address, vf: index, mtu });
+    }
+    steps
+}
+
+/// A VF of no group goes to its kernel driver when it has none, or when the group that it left had given it to userspace.
+fn without_group(wish: &DesiredPf, pf: &Pf, now: &VfNow<'_>, observed: &Observed) -> Vec<Step> {
+    let left = || observed.records.get(&pf.address).is_some_and(|old| had_vfio(old, now.index));
+    let wanted = match now.driver {
+        None => !wish.externally_managed,
+        Some(driver) => is_userspace(driver) && left(),
+    };
+    if wanted { vec![Step::BindDriver { pf: pf.address, vf: now.index, driver: Driver::KernelDefault }] } else { Vec::new() }
+}
+
+fn had_vfio(old: &Record, vf: VfIndex) -> bool {
+    let spec = sriov_crds::node_state::SriovNetworkNodeStateSpec { interfaces: vec![old.interface.clone()], ..Default::default() };
+    let old = crate::desired::Desired::read(&spec);
+    old.pfs.values().flatten().any(|pf| pf.group_of(vf).is_some_and(|group| group.device_type == DeviceType::VfioPci))
+}
+
+/// A locally administered unicast address that is the same each time this VF is made on this machine, and differs from all others.
+pub(crate) fn stable_mac(machine_id: &str, pf: PciAddress, vf: VfIndex) -> MacAddr {
+    let digest = Sha256::digest(format!("sriov admin mac\n{}\n{pf}\n{vf}", machine_id.trim()));
+    let mut mac = [0; 6];
+    mac.copy_from_slice(&digest[..6]);
+    mac[0] = (mac[0] & 0xfc) | 0x02;
+    MacAddr(mac)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn macs_are_local_unicast_stable_and_all_different() {
+        let pfs: [PciAddress; 2] = ["0000:01:00.0".parse().unwrap(), "0000:01:00.1".parse().unwrap()];
+        let mut seen = BTreeSet::new();
+        for machine in ["a", "b"] {
+            for pf in pfs {
+                for vf in (0..64).map(VfIndex) {
+                    let mac = stable_mac(machine, pf, vf);
+                    assert_eq!(mac, stable_mac(&format!("{machine}\n"), pf, vf), "stable");
+                    assert_eq!(mac.0[0] & 3, 2, "{mac} is locally administered and unicast");
+                    assert!(seen.insert(mac), "{mac} twice");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Pure: what is not done to a PF, and why, in words that say what to do about it.
+//!
+//! What lives here: the reasons and the checks of a PF that is asked for. What does not: checks of the wish alone (`desired`).
+//!
+//! Invariant: a refusal belongs to one PF (or to one unreadable entry) and never takes a step away from another PF.
+
+use sriov_crds::conditions::node;
+use sriov_host::inventory::{EswitchMode, LinkType, Pf};
+use sriov_host::pci::PciAddress;
+
+use crate::desired::{DesiredPf, DeviceType};
+use crate::observed::Observed;
+use crate::plan::step::VFIO_PCI;
+
+/// Why something is not done. The text form is stable: it is used in conditions and metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    /// An entry of the spec that is not understood.
+    InvalidSpec,
+    /// A feature of the API that this version does not have.
+    Unsupported,
+    /// No SR-IOV capable function at this address.
+    PfNotFound,
+    /// The PF has no driver, so it cannot have VFs.
+    PfWithoutDriver,
+    /// The NIC is not listed in `supported-nic-ids`.
+    UnsupportedNic,
+    /// More VFs than `sriov_totalvfs`.
+    TooManyVfs,
+    /// An externally managed PF has fewer VFs than asked for.
+    TooFewVfs,
+    /// An MTU beyond what the driver takes, or beyond that of an externally managed PF.
+    InvalidMtu,
+    /// The PF has the other link layer.
+    LinkTypeMismatch,
+    /// The PF is in another eswitch mode.
+    EswitchModeMismatch,
+    /// `vfio-pci` without an active IOMMU.
+    IommuInactive,
+    /// `vfio-pci` is not loaded.
+    DriverNotLoaded,
+    /// Pods use VFs that would have to change.
+    VfsInUse,
+}
+
+impl Reason {
+    /// The reason in the form of a condition's reason.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidSpec => node::INVALID_SPEC,
+            Self::Unsupported => node::UNSUPPORTED_SETTING,
+            Self::PfNotFound => "PfNotFound",
+            Self::PfWithoutDriver => "PfWithoutDriver",
+            Self::UnsupportedNic => node::UNSUPPORTED_NIC,
+            Self::TooManyVfs => node::TOO_MANY_VFS,
+            Self::TooFewVfs => "TooFewVfs",
+            Self::InvalidMtu => "InvalidMtu",
+            Self::LinkTypeMismatch => "LinkTypeMismatch",
+            Self::EswitchModeMismatch => "EswitchModeMismatch",
+            Self::IommuInactive => node::IOMMU_INACTIVE,
+            Self::DriverNotLoaded => "DriverNotLoaded",
+            Self::VfsInUse => node::WAITING_FOR_VFS_IN_USE,
+        }
+    }
+}
+
+/// Something that is not done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The PF; `None` when the spec's entry has no readable address.
+    pub pf: Option<PciAddress>,
+    /// The PF's name as far as known, or empty.
+    pub name: String,
+    /// Why.
+    pub reason: Reason,
+    /// Object, what was asked, what is allowed, what to do.
+    pub message: String,
+}
+
+impl Refusal {
+    /// A refusal of a PF; `said` continues the sentence that begins with the PF.
+    pub(crate) fn of(pf: PciAddress, name: &str, reason: Reason, said: &str) -> Self {
+        let label = if name.is_empty() { format!("PF {pf}") } else { format!("PF {pf} ({name})") };
+        Self { pf: Some(pf), name: name.to_owned(), reason, message: format!("{label}: {said}") }
+    }
+}
+
+/// The PF asked for, if everything about it can be done.
+pub(crate) fn check<'a>(wish: &DesiredPf, observed: &'a Observed) -> Result<&'a Pf, Refusal> {
+    let Some(pf) = observed.pf(wish.address) else {
+        let said = "this machine has no SR-IOV capable network function at this address: the NIC is gone, or SR-IOV is off in its firmware or in the machine's";
+        return Err(Refusal::of(wish.address, &wish.name, Reason::PfNotFound, said));
+    };
+    let name = pf.netdev.as_ref().map_or(wish.name.as_str(), |n| n.name.as_str());
+    let refuse = |reason, said: String| Err(Refusal::of(wish.address, name, reason, &said));
+    if let Some(said) = not_listed(pf, observed) {
+        return refuse(Reason::UnsupportedNic, said);
+    }
+    if pf.driver.is_none() {
+        return refuse(Reason::PfWithoutDriver, "no driver is bound, so it cannot have VFs: load its kernel driver".to_owned());
+    }
+    if let Some((reason, said)) = wrong_count(wish, pf).or_else(|| wrong_link(wish, pf)).or_else(|| no_vfio(wish, observed)) {
+        return refuse(reason, said);
+    }
+    Ok(pf)
+}
+
+fn not_listed(pf: &Pf, observed: &Observed) -> Option<String> {
+    let nics = observed.supported_nics.as_ref()?;
+    if nics.contains(pf.vendor, pf.device) {
+        return None;
+    }
+    let vf = pf.vf_device.map_or_else(|| "<VF device>".to_owned(), |id| id.to_string());
+    Some(format!(
+        "NIC {}:{} is not in the ConfigMap supported-nic-ids, which names the NICs that may be configured: add the entry  my-nic: \"{} {} {vf}\"  to it \
+         (any key; the value is \"<vendor> <PF device> <VF device>\"); it takes effect without a restart",
+        pf.vendor, pf.device, pf.vendor, pf.device
+    ))
+}
+
+fn wrong_count(wish: &DesiredPf, pf: &Pf) -> Option<(Reason, String)> {
+    if wish.numvfs > pf.totalvfs {
+        let said = format!(
+            "{} asks for {} VFs, the NIC has at most {} (sriov_totalvfs): set numVfs to {} or less, or raise the limit in the NIC's firmware",
+            wish.policies(),
+            wish.numvfs,
+            pf.totalvfs,
+            pf.totalvfs
+        );
+        return Some((Reason::TooManyVfs, said));
+    }
+    if wish.externally_managed && wish.numvfs > pf.numvfs {
+        let said = format!(
+            "{} asks for {} VFs on an externally managed PF, which has {}: create them first, or remove externallyManaged",
+            wish.policies(),
+            wish.numvfs,
+            pf.numvfs
+        );
+        return Some((Reason::TooFewVfs, said));
+    }
+    None
+}
+
+fn wrong_link(wish: &DesiredPf, pf: &Pf) -> Option<(Reason, String)> {
+    if pf.eswitch_mode != EswitchMode::Legacy {
+        let said = format!("{} asks for eswitch mode legacy and the PF is in switchdev; this version does not change the mode: set it back to legacy", wish.policies());
+        return Some((Reason::EswitchModeMismatch, said));
+    }
+    let netdev = pf.netdev.as_ref()?;
+    if let Some(wanted) = wish.link_type
+        && wanted != netdev.link_type
+    {
+        let name = |link_type| match link_type {
+            LinkType::Ether => "ETH",
+            LinkType::Infiniband => "IB",
+            LinkType::Other => "neither ETH nor IB",
+        };
+        let said = format!(
+            "{} asks for linkType {}, the port is {}; this version does not change the port type: remove linkType or set the type in the NIC's firmware",
+            wish.policies(),
+            name(wanted),
+            name(netdev.link_type)
+        );
+        return Some((Reason::LinkTypeMismatch, said));
+    }
+    let mtu = wish.largest_mtu()?;
+    if let Some(limit) = netdev.max_mtu.filter(|limit| mtu > *limit) {
+        return Some((Reason::InvalidMtu, format!("{} asks for MTU {mtu}, the driver takes at most {limit}: lower mtu", wish.policies())));
+    }
+    if wish.externally_managed && mtu > netdev.mtu {
+        let said = format!("{} asks for MTU {mtu} on an externally managed PF, whose MTU is {}: raise it there, or lower mtu", wish.policies(), netdev.mtu);
+        return Some((Reason::InvalidMtu, said));
+    }
+    None
+}
+
+fn no_vfio(wish: &DesiredPf, observed: &Observed) -> Option<(Reason, String)> {
+    let group = wish.groups.iter().find(|g| g.device_type == DeviceType::VfioPci)?;
+    if !observed.inventory.iommu.active {
+        let said = format!(
+            "policy {:?} asks for {VFIO_PCI}, which needs an IOMMU, and none is active on this machine: enable it in the firmware (Intel VT-d, AMD-Vi), put \
+             intel_iommu=on iommu=pt  (AMD: amd_iommu=on iommu=pt) on the kernel command line and reboot",
+            group.policy_name
+        );
+        return Some((Reason::IommuInactive, said));
+    }
+    if !observed.vfio_pci_loaded {
+        let said = format!("policy {:?} asks for {VFIO_PCI}, and that driver is not loaded: run  modprobe vfio-pci  and list it in /etc/modules-load.d", group.policy_name);
+        return Some((Reason::DriverNotLoaded, said));
+    }
+    None
+}

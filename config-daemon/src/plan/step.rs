@@ -1,0 +1,179 @@
+//! Pure: one change of the machine, and the line that an operator reads about it.
+//!
+//! What lives here: the list of all changes that this program can make. What does not: when to make them (`order`), how (`machine`).
+//!
+//! Invariant: a step names a VF by its PF's address and its index, never by something that an earlier step creates.
+
+use std::fmt;
+
+use sriov_host::driver::is_userspace;
+use sriov_host::mac::MacAddr;
+use sriov_host::pci::PciAddress;
+use sriov_host::vf::VfIndex;
+
+use crate::desired::DeviceType;
+use crate::observed::Record;
+
+/// The driver that a VF is to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// Whatever kernel driver claims the device (`drivers_probe` without an override).
+    KernelDefault,
+    /// `vfio-pci`, by `driver_override`.
+    VfioPci,
+}
+
+/// The name under which the kernel knows the VFIO driver.
+pub const VFIO_PCI: &str = "vfio-pci";
+
+impl Driver {
+    /// The driver for a group's kind.
+    pub fn of(device_type: DeviceType) -> Self {
+        match device_type {
+            DeviceType::Netdevice => Self::KernelDefault,
+            DeviceType::VfioPci => Self::VfioPci,
+        }
+    }
+
+    /// Whether a VF bound to `driver` needs no binding for this wish.
+    pub fn is(self, driver: Option<&str>) -> bool {
+        match self {
+            Self::KernelDefault => driver.is_some_and(|driver| !is_userspace(driver)),
+            Self::VfioPci => driver == Some(VFIO_PCI),
+        }
+    }
+}
+
+/// One change of the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Write the record that says "this PF is configured by us", with the wish that it is configured for.
+    RecordOwnership {
+        /// The PF.
+        pf: PciAddress,
+        /// What to write.
+        record: Box<Record>,
+    },
+    /// Whether the kernel binds a driver to new VFs by itself (`sriov_drivers_autoprobe`).
+    SetAutoprobe {
+        /// The PF.
+        pf: PciAddress,
+        /// The switch.
+        on: bool,
+    },
+    /// Write `sriov_numvfs`. One of the two numbers is 0: the kernel refuses any other change with EBUSY.
+    SetNumVfs {
+        /// The PF.
+        pf: PciAddress,
+        /// VFs there are.
+        from: u16,
+        /// VFs there will be.
+        to: u16,
+    },
+    /// Set the PF's netdev administratively up.
+    SetPfUp {
+        /// The PF.
+        pf: PciAddress,
+    },
+    /// Set the MTU of the PF's netdev.
+    SetPfMtu {
+        /// The PF.
+        pf: PciAddress,
+        /// Bytes now.
+        from: u32,
+        /// Bytes wanted.
+        to: u32,
+    },
+    /// Set the MAC that the PF holds for a VF (`ip link set PF vf N mac M`).
+    SetAdminMac {
+        /// The PF.
+        pf: PciAddress,
+        /// The VF.
+        vf: VfIndex,
+        /// The address.
+        mac: MacAddr,
+    },
+    /// Bind a VF to a driver, after unbinding it from the one it has.
+    BindDriver {
+        /// The PF.
+        pf: PciAddress,
+        /// The VF.
+        vf: VfIndex,
+        /// The driver.
+        driver: Driver,
+    },
+    /// Set the MTU of a VF's netdev.
+    SetVfMtu {
+        /// The PF.
+        pf: PciAddress,
+        /// The VF.
+        vf: VfIndex,
+        /// Bytes wanted.
+        mtu: u32,
+    },
+    /// Delete the record of a PF.
+    Forget {
+        /// The PF.
+        pf: PciAddress,
+    },
+}
+
+impl Step {
+    /// The PF that the step changes, or whose VF it changes.
+    pub fn pf(&self) -> PciAddress {
+        match self {
+            Self::RecordOwnership { pf, .. }
+            | Self::SetAutoprobe { pf, .. }
+            | Self::SetNumVfs { pf, .. }
+            | Self::SetPfUp { pf }
+            | Self::SetPfMtu { pf, .. }
+            | Self::SetAdminMac { pf, .. }
+            | Self::BindDriver { pf, .. }
+            | Self::SetVfMtu { pf, .. }
+            | Self::Forget { pf } => *pf,
+        }
+    }
+
+    /// The VF that the step changes; `None` for a step of the whole PF.
+    pub fn vf(&self) -> Option<VfIndex> {
+        match self {
+            Self::SetAdminMac { vf, .. } | Self::BindDriver { vf, .. } | Self::SetVfMtu { vf, .. } => Some(*vf),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::KernelDefault => "its kernel driver",
+            Self::VfioPci => VFIO_PCI,
+        })
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.pf())?;
+        if let Some(vf) = self.vf() {
+            write!(f, " vf {vf}")?;
+        }
+        match self {
+            Self::RecordOwnership { .. } => write!(f, ": record that this operator configures it"),
+            Self::SetAutoprobe { on: true, .. } => write!(f, ": let new VFs bind to their driver by themselves again (sriov_drivers_autoprobe 1)"),
+            Self::SetAutoprobe { on: false, .. } => write!(f, ": keep new VFs unbound (sriov_drivers_autoprobe 0)"),
+            Self::SetNumVfs { from, to: 0, .. } => write!(f, ": remove {from} {} (sriov_numvfs 0)", vfs(*from)),
+            Self::SetNumVfs { to, .. } => write!(f, ": create {to} {} (sriov_numvfs {to})", vfs(*to)),
+            Self::SetPfUp { .. } => write!(f, ": set the PF up"),
+            Self::SetPfMtu { from, to, .. } => write!(f, ": set the PF's MTU from {from} to {to}"),
+            Self::SetAdminMac { mac, .. } => write!(f, ": set administrative MAC {mac}"),
+            Self::BindDriver { driver, .. } => write!(f, ": bind to {driver}"),
+            Self::SetVfMtu { mtu, .. } => write!(f, ": set MTU {mtu}"),
+            Self::Forget { .. } => write!(f, ": forget (delete its record)"),
+        }
+    }
+}
+
+fn vfs(count: u16) -> &'static str {
+    if count == 1 { "VF" } else { "VFs" }
+}

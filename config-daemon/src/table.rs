@@ -1,0 +1,76 @@
+//! Pure: the machine as a table for people.
+
+use std::fmt::Write as _;
+
+use sriov_host::inventory::{Inventory, Netdev, Pf, Vf};
+
+/// PFs, each with its VFs below it, in columns that are as wide as they need to be.
+pub fn table(inventory: &Inventory) -> String {
+    let mut rows = vec![["PCI ADDRESS", "VF", "ID", "DRIVER", "NETDEV", "MAC", "MTU", "STATE", "VFS"].map(str::to_owned).to_vec()];
+    for pf in &inventory.pfs {
+        rows.push(pf_row(pf));
+        rows.extend(pf.vfs.iter().map(vf_row));
+    }
+    let mut text = format!("IOMMU: {}\n", if inventory.iommu.active { "active" } else { "inactive" });
+    if inventory.pfs.is_empty() {
+        text.push_str("no SR-IOV capable network function\n");
+        return text;
+    }
+    let widths: Vec<usize> = (0..rows[0].len()).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default()).collect();
+    for row in &rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            // Writing to a String cannot fail.
+            _ = write!(line, "{cell:<width$}  ");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn pf_row(pf: &Pf) -> Vec<String> {
+    let [name, mac, mtu, state] = netdev_cells(pf.netdev.as_ref());
+    let driver = pf.driver.clone().unwrap_or_else(|| "-".to_owned());
+    vec![pf.address.to_string(), String::new(), format!("{}:{}", pf.vendor, pf.device), driver, name, mac, mtu, state, format!("{} of {}", pf.numvfs, pf.totalvfs)]
+}
+
+fn vf_row(vf: &Vf) -> Vec<String> {
+    let [name, mac, mtu, state] = netdev_cells(vf.netdev.as_ref());
+    let admin = || vf.attributes.as_ref().map(|a| a.mac).filter(|mac| !mac.is_zero()).map_or_else(|| "-".to_owned(), |mac| mac.to_string());
+    let mac = if mac == "-" { admin() } else { mac };
+    let driver = vf.driver.clone().unwrap_or_else(|| "-".to_owned());
+    vec![format!("  {}", vf.address), vf.index.to_string(), format!("{}:{}", vf.vendor, vf.device), driver, name, mac, mtu, state, String::new()]
+}
+
+fn netdev_cells(netdev: Option<&Netdev>) -> [String; 4] {
+    let none = || "-".to_owned();
+    let Some(netdev) = netdev else { return [none(), none(), none(), none()] };
+    let state = match (netdev.admin_up, netdev.carrier) {
+        (false, _) => "down",
+        (true, false) => "no carrier",
+        (true, true) => "up",
+    };
+    [netdev.name.clone(), netdev.mac.map_or_else(none, |mac| mac.to_string()), netdev.mtu.to_string(), state.to_owned()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::Machine as _;
+    use crate::machine::sim::Sim;
+
+    #[test]
+    fn vfs_stand_below_their_pf() {
+        let sim = Sim::with_pfs(&["0000:01:00.0"]);
+        sim.make_vfs("0000:01:00.0".parse().unwrap(), 1);
+        let expected = "\
+IOMMU: active
+PCI ADDRESS     VF  ID         DRIVER  NETDEV          MAC                MTU   STATE  VFS
+0000:01:00.0        8086:10c9  igb     pf2             52:54:00:00:00:02  1500  down   1 of 7
+  0000:01:10.0  0   8086:10ca  igbvf   vf0000:01:10.0  02:ff:ff:00:00:02  1500  up
+";
+        assert_eq!(table(&sim.observe().unwrap().inventory), expected);
+        assert_eq!(table(&Inventory::default()), "IOMMU: inactive\nno SR-IOV capable network function\n");
+    }
+}
