@@ -1,0 +1,221 @@
+//! I/O: ADD, the whole flow: parse, lock, ownership, originals, journal, PF side, move, up, IPAM, addresses, announcement, result.
+//!
+//! Invariant: nothing of the machine is changed before the journal is on disk, and each failure after that is undone.
+
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use sriov_host::netlink::Route;
+use sriov_host::netns::NetNs;
+
+use crate::attach::{self, AttachError};
+use crate::conf::VfRequest;
+use crate::device::Device;
+use crate::errors::Error;
+use crate::io::Moment;
+use crate::journal::{Applied, Journal, Original, OriginalNetdev, Owner, Phase, VERSION};
+use crate::log::Level;
+use crate::restore::{boot_id, living_netns, restore};
+use crate::result::{CniResult, Interface};
+use crate::state::{StateError, Store};
+use crate::undo::Undo;
+use crate::{Context, LOCK_WAIT, ipam, vf_plan};
+
+/// Attaches the VF that the configuration names.
+pub(crate) fn add(ctx: &Context<'_>) -> Result<CniResult, Error> {
+    let wanted = ctx.conf.vf_request(ctx.request.args_mac.as_deref())?;
+    let (netns, owner) = owner(ctx)?;
+    let store = Store::at(&ctx.conf.state_dir);
+    store.create()?;
+    let lock = store.lock(wanted.device, Instant::now() + LOCK_WAIT)?;
+    if let Some(result) = settle(ctx, &store, &wanted, &owner)? {
+        return Ok(result);
+    }
+    let mut undo = Undo::new(ctx, &store, lock);
+    let attaching = Attaching { ctx, store: &store, wanted: &wanted, netns: &netns };
+    match attaching.perform(owner, &mut undo) {
+        Ok(result) => {
+            undo.commit();
+            Ok(result)
+        }
+        Err(error) => Err(error.with(undo.roll_back())),
+    }
+}
+
+/// The container's namespace, and the caller as its owner.
+fn owner(ctx: &Context<'_>) -> Result<(NetNs, Owner), Error> {
+    let path = ctx.request.netns.clone().unwrap_or_default();
+    let netns = NetNs::open(&path).map_err(Error::NetNs)?;
+    let id = netns.id().map_err(Error::NetNs)?;
+    let own = NetNs::current().and_then(|own| own.id()).map_err(Error::NetNs)?;
+    if id == own && !ctx.request.netns_override {
+        return Err(Error::OwnNetNs { path: path.display().to_string() });
+    }
+    let owner = Owner {
+        container_id: ctx.request.container_id.clone(),
+        if_name: ctx.request.if_name.clone(),
+        netns_path: path,
+        netns_dev: id.dev,
+        netns_inode: id.ino,
+    };
+    Ok((netns, owner))
+}
+
+/// What an earlier attachment of the VF means for this one: its result if it is the same and complete, an error if another lives, and the VF
+/// brought back if it is what a dead or interrupted one left.
+fn settle(ctx: &Context<'_>, store: &Store, wanted: &VfRequest, owner: &Owner) -> Result<Option<CniResult>, Error> {
+    let vf = wanted.device;
+    let journal = match store.read(vf) {
+        Ok(None) => return Ok(None),
+        Ok(Some(journal)) => journal,
+        Err(error @ StateError::Journal { .. }) => {
+            let aside = store.set_aside(vf)?;
+            ctx.log.write(Level::Warning, &format_args!("{error}; it is now {}", aside.display()));
+            return Ok(None);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let alive = journal.boot_id == boot_id(ctx.host) && living_netns(&journal.owner).is_some();
+    if journal.owner == *owner && alive {
+        if let (Phase::Attached, Some(result)) = (journal.phase, &journal.result) {
+            ctx.log.write(Level::Info, &format_args!("VF {vf} is already attached: repeated ADD"));
+            return Ok(Some(result.clone()));
+        }
+    } else if alive && !journal.owner.is(&owner.container_id, &owner.if_name) {
+        let Owner { container_id, if_name, .. } = journal.owner;
+        return Err(Error::Taken { vf, container_id, if_name });
+    }
+    ctx.log.write(Level::Info, &format_args!("VF {vf} was left by container {}: restoring it first", journal.owner.container_id));
+    restore(ctx.host, ctx.log, &journal).map_err(|cause| Error::RestoreFirst { vf, cause })?;
+    store.remove(vf)?;
+    Ok(None)
+}
+
+/// An ADD that has the VF for itself.
+struct Attaching<'a> {
+    ctx: &'a Context<'a>,
+    store: &'a Store,
+    wanted: &'a VfRequest,
+    netns: &'a NetNs,
+}
+
+impl Attaching<'_> {
+    fn perform(&self, owner: Owner, undo: &mut Undo<'_>) -> Result<CniResult, Error> {
+        let Self { ctx, store, wanted, netns } = self;
+        let route = Route::open()?;
+        let device = Device::find(ctx.host, &route, wanted.device)?;
+        if let Some(link) = &device.netdev {
+            let pod = Route::open_in(netns).map_err(AttachError::from)?;
+            attach::check_before(&pod, link, &ctx.request.if_name, wanted.mtu)?;
+        }
+        let mut journal = self.journal(&route, &device, owner)?;
+        undo.journal(device.vf, &journal.attempt);
+        store.write(&journal)?;
+        ctx.io.reached(Moment::Journaled);
+
+        if vf_plan::asks_the_pf(wanted) {
+            attach::configure(ctx.host, &route, &device, &journal.applied.settings)?;
+        }
+        ctx.io.reached(Moment::Configured);
+        let interface = self.enter(&route, &device, &journal)?;
+        ctx.io.reached(Moment::Up);
+
+        let mut result = self.delegate(undo)?;
+        undo.take_lock(store.lock(device.vf, Instant::now() + LOCK_WAIT)?);
+        if store.read(device.vf)?.is_none_or(|now| now.attempt != journal.attempt) {
+            return Err(Error::Overtaken { vf: device.vf });
+        }
+        ctx.io.reached(Moment::Delegated);
+        result.interfaces = vec![interface];
+        if device.netdev.is_some() {
+            self.address(&result)?;
+        }
+        ctx.io.reached(Moment::Addressed);
+        journal.phase = Phase::Attached;
+        journal.result = Some(result.clone());
+        store.write(&journal)?;
+        ctx.io.reached(Moment::Recorded);
+        Ok(result)
+    }
+
+    /// What is there and what will be changed. Reads only.
+    fn journal(&self, route: &Route, device: &Device, owner: Owner) -> Result<Journal, Error> {
+        let Self { ctx, wanted, .. } = self;
+        let attributes = if vf_plan::asks_the_pf(wanted) || device.netdev.is_none() {
+            match device.attributes(ctx.host, route) {
+                Ok((_, attributes)) => Some(attributes),
+                // Nothing is asked of the PF: it need not be seen.
+                Err(_) if !vf_plan::asks_the_pf(wanted) => None,
+                Err(error) => return Err(error.into()),
+            }
+        } else {
+            None
+        };
+        let settings = attributes.as_ref().map(|current| vf_plan::asked(wanted, current)).unwrap_or_default();
+        let netdev = device.netdev.as_ref().map(|link| OriginalNetdev {
+            name: link.netdev.name.clone(),
+            alt_names: link.netdev.alt_names.clone(),
+            mac: link.netdev.mac,
+            mtu: link.netdev.mtu,
+            up: link.netdev.admin_up,
+        });
+        Ok(Journal {
+            version: VERSION,
+            phase: Phase::Prepared,
+            attempt: attempt(),
+            boot_id: boot_id(ctx.host),
+            network: ctx.conf.name.clone(),
+            owner,
+            vf: device.vf,
+            pf: device.pf,
+            index: device.index,
+            userspace_driver: device.userspace_driver().map(str::to_owned),
+            kernel_driver: device.kernel_driver().map(str::to_owned),
+            applied: Applied { settings, mac: netdev.as_ref().and(wanted.mac), mtu: netdev.as_ref().and(wanted.mtu) },
+            original: Original { netdev, attributes },
+            result: None,
+        })
+    }
+
+    /// Moves a netdev into the container and brings it up; a userspace VF stays where it is. Returns the interface of the result.
+    fn enter(&self, route: &Route, device: &Device, journal: &Journal) -> Result<Interface, Error> {
+        let Self { ctx, wanted, netns, .. } = self;
+        let name = ctx.request.if_name.clone();
+        let sandbox = Some(journal.owner.netns_path.display().to_string());
+        let pci_id = Some(device.vf.to_string());
+        let Some(link) = &device.netdev else {
+            let known = journal.original.attributes.as_ref().map(|a| a.mac).filter(|mac| !mac.is_zero());
+            let mtu = crate::device::pf_link(ctx.host, route, device.pf)?.map(|pf| pf.netdev.mtu);
+            return Ok(Interface { name, mac: wanted.mac.or(known), mtu, sandbox, pci_id });
+        };
+        attach::move_in(route, link, netns, &name)?;
+        ctx.io.reached(Moment::Moved);
+        let (mac, mtu) = (wanted.mac, wanted.mtu);
+        let up = netns.run_in(|| attach::bring_up(ctx.host, ctx.log, &name, mac, mtu)).map_err(AttachError::from)??;
+        ctx.log.write(Level::Info, &format_args!("{} of VF {} is {name} in the container", link.netdev.name, device.vf));
+        Ok(Interface { name, mac: up.netdev.mac, mtu: Some(up.netdev.mtu), sandbox, pci_id })
+    }
+
+    /// Asks IPAM, with the VF's lock free.
+    fn delegate(&self, undo: &mut Undo<'_>) -> Result<CniResult, Error> {
+        undo.release_lock();
+        let Some(plugin) = &self.ctx.conf.ipam else { return Ok(CniResult::default()) };
+        undo.ipam(plugin);
+        Ok(ipam::add(self.ctx, plugin)?)
+    }
+
+    fn address(&self, result: &CniResult) -> Result<(), Error> {
+        let Self { ctx, netns, .. } = self;
+        let if_name = &ctx.request.if_name;
+        if result.ips.is_empty() {
+            return Ok(());
+        }
+        netns.run_in(|| attach::add_addresses(ctx.host, ctx.log, if_name, result)).map_err(AttachError::from)??;
+        Ok(())
+    }
+}
+
+/// A name for this run that no other has: two runs in one process differ in time, two in one instant in process.
+fn attempt() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("{}-{}", std::process::id(), now.as_nanos())
+}

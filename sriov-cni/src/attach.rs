@@ -1,0 +1,251 @@
+//! I/O: the changes of ADD, one function each: attributes through the PF, move, bring up, addresses, announcement. Order and undo are `add`'s and `undo`'s.
+//!
+//! Invariant: each change can be taken back from the journal alone, so that none keeps anything to itself.
+
+use std::net::IpAddr;
+
+use rustix::io::Errno;
+use sriov_host::Host;
+use sriov_host::mac::MacAddr;
+use sriov_host::netlink::route::OpenRouteError;
+use sriov_host::netlink::{Link, LinkChange, NetlinkError, Route, RouteSpec};
+use sriov_host::netns::{NetNs, NetNsError};
+use sriov_host::vf::{VfIndex, VfSetting};
+
+use crate::device::{Device, DeviceError};
+use crate::log::{Level, Log};
+use crate::quirks::{self, MacOrder};
+use crate::result::CniResult;
+use crate::vf_plan;
+
+/// A change that the kernel or a driver refused. CNI error code 101 for attributes, 102 for the rest.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The driver refused one attribute.
+    #[error("VF {index} of {pf}: the driver refused {} ({setting}): {cause}", setting.name())]
+    Refused {
+        /// Name of the PF's netdev.
+        pf: String,
+        /// The VF.
+        index: VfIndex,
+        /// The attribute.
+        setting: VfSetting,
+        /// The driver's answer.
+        cause: NetlinkError,
+    },
+    /// The driver accepted an attribute and left it as it was.
+    #[error("VF {index} of {pf}: the driver accepted {} ({setting}) but did not take it over", setting.name())]
+    Ignored {
+        /// Name of the PF's netdev.
+        pf: String,
+        /// The VF.
+        index: VfIndex,
+        /// The attribute.
+        setting: VfSetting,
+    },
+    /// The driver refused an MTU that it says it can't do.
+    #[error("mtu is {asked}: {netdev} takes at most {max}")]
+    Mtu {
+        /// The netdev.
+        netdev: String,
+        /// What was asked.
+        asked: u32,
+        /// Its limit.
+        max: u32,
+    },
+    /// A link of the asked name is there.
+    #[error("the container already has an interface {name:?}")]
+    NameTaken {
+        /// The name.
+        name: String,
+    },
+    /// A netdev that was just moved is not found.
+    #[error("the container has no interface {name:?}")]
+    Lost {
+        /// The name.
+        name: String,
+    },
+    /// A change of the netdev failed.
+    #[error("failed to {what}: {cause}")]
+    Change {
+        /// The change.
+        what: String,
+        /// Why.
+        cause: NetlinkError,
+    },
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The container's namespace.
+    #[error(transparent)]
+    NetNs(#[from] NetNsError),
+    /// A netlink request.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+}
+
+impl From<OpenRouteError> for AttachError {
+    fn from(error: OpenRouteError) -> Self {
+        match error {
+            OpenRouteError::Enter(error) => Self::NetNs(error),
+            OpenRouteError::Open(error) => Self::Netlink(error),
+        }
+    }
+}
+
+/// Sets attributes of a VF in one message. If the driver refuses it, each is tried alone, so that the refused one has a name: the kernel's
+/// answer does not say which it was, and those before it are in effect by then.
+pub(crate) fn set_attributes(route: &Route, pf: &Link, index: VfIndex, settings: &[VfSetting]) -> Result<(), AttachError> {
+    if settings.is_empty() {
+        return Ok(());
+    }
+    let refused = |setting: &VfSetting, cause| AttachError::Refused { pf: pf.netdev.name.clone(), index, setting: *setting, cause };
+    match (route.set_vf(pf.netdev.ifindex, index, settings), settings) {
+        (Ok(()), _) => Ok(()),
+        (Err(cause), [only]) => Err(refused(only, cause)),
+        (Err(_), _) => settings.iter().try_for_each(|s| route.set_vf(pf.netdev.ifindex, index, &[*s]).map_err(|cause| refused(s, cause))),
+    }
+}
+
+/// Brings a VF's attributes to `asked`, with the netdev's address in the order that its driver needs, and looks once whether they arrived.
+pub(crate) fn configure(host: &Host, route: &Route, device: &Device, asked: &[VfSetting]) -> Result<(), AttachError> {
+    let (pf, mut current) = device.attributes(host, route)?;
+    let mac = asked.iter().find_map(|s| if let VfSetting::Mac(mac) = s { Some(*mac) } else { None });
+    if let (Some(mac), Some(link), MacOrder::NetdevFirst) = (mac, &device.netdev, quirks::mac_order(device.kernel_driver()))
+        && let Some(own) = link.netdev.mac
+    {
+        if let Some(release) = vf_plan::release_mac(&current, own, mac) {
+            set_attributes(route, &pf, device.index, &[release])?;
+            current.mac = MacAddr::ZERO;
+        }
+        if own != mac {
+            change(route, link, &LinkChange { mac: Some(mac), ..LinkChange::default() }, || format!("set MAC {mac} on {}", link.netdev.name))?;
+        }
+    }
+    let settings = vf_plan::changes(asked, &current);
+    if settings.is_empty() {
+        return Ok(());
+    }
+    set_attributes(route, &pf, device.index, &settings)?;
+    let (pf, after) = device.attributes(host, route)?;
+    match vf_plan::unmet(&settings, &after) {
+        None => Ok(()),
+        Some(vf_plan::Unmet(setting)) => Err(AttachError::Ignored { pf: pf.netdev.name, index: device.index, setting }),
+    }
+}
+
+/// Refuses what could only fail half-way: an MTU above the driver's limit, a name that the container already uses.
+pub(crate) fn check_before(pod: &Route, link: &Link, if_name: &str, mtu: Option<u32>) -> Result<(), AttachError> {
+    if let (Some(asked), Some(max)) = (mtu, link.netdev.max_mtu)
+        && asked > max
+    {
+        return Err(AttachError::Mtu { netdev: link.netdev.name.clone(), asked, max });
+    }
+    match pod.link_by_name(if_name)? {
+        Some(_) => Err(AttachError::NameTaken { name: if_name.to_owned() }),
+        None => Ok(()),
+    }
+}
+
+/// Moves a netdev into the container under its new name, in one message.
+pub(crate) fn move_in(route: &Route, link: &Link, netns: &NetNs, if_name: &str) -> Result<(), AttachError> {
+    use std::os::fd::AsFd as _;
+    // The kernel refuses a name that the link itself has as an alternative one (since 5.5).
+    if link.netdev.alt_names.iter().any(|name| name == if_name) {
+        route.del_alt_name(link.netdev.ifindex, if_name)?;
+    }
+    let moving = LinkChange { name: Some(if_name), netns: Some(netns.as_fd()), ..LinkChange::default() };
+    change(route, link, &moving, || format!("move {} into the container as {if_name}", link.netdev.name))
+}
+
+/// In the container: address and MTU where they differ, the sysctls that make neighbours learn quickly, then up. Returns the link as it is
+/// afterwards. The calling thread is in the container's namespace.
+pub(crate) fn bring_up(host: &Host, log: &Log, if_name: &str, mac: Option<MacAddr>, mtu: Option<u32>) -> Result<Link, AttachError> {
+    let route = Route::open()?;
+    let link = link_in_pod(&route, if_name)?;
+    let wanted = LinkChange {
+        mac: mac.filter(|mac| link.netdev.mac != Some(*mac)),
+        mtu: mtu.filter(|mtu| link.netdev.mtu != *mtu),
+        ..LinkChange::default()
+    };
+    if wanted.mac.is_some() || wanted.mtu.is_some() {
+        change(&route, &link, &wanted, || format!("set MAC or MTU of {if_name}"))?;
+    }
+    for sysctl in ["ipv4/conf/{}/arp_notify", "ipv6/conf/{}/ndisc_notify", "ipv6/conf/{}/optimistic_dad"] {
+        set_sysctl(host, log, &sysctl.replace("{}", if_name), "1");
+    }
+    change(&route, &link, &LinkChange { up: Some(true), ..LinkChange::default() }, || format!("set {if_name} up"))?;
+    link_in_pod(&route, if_name)
+}
+
+/// In the container: addresses, routes, then the announcement. The calling thread is in the container's namespace.
+pub(crate) fn add_addresses(host: &Host, log: &Log, if_name: &str, result: &CniResult) -> Result<(), AttachError> {
+    let route = Route::open()?;
+    let ifindex = link_in_pod(&route, if_name)?.netdev.ifindex;
+    if result.ips.iter().any(|ip| ip.address.addr.is_ipv6()) {
+        // Runtimes turn IPv6 off in containers of a cluster without it.
+        set_sysctl(host, log, "ipv6/conf/lo/disable_ipv6", "0");
+        set_sysctl(host, log, &format!("ipv6/conf/{if_name}/disable_ipv6"), "0");
+        set_sysctl(host, log, &format!("ipv6/conf/{if_name}/keep_addr_on_down"), "1");
+    }
+    let there = |error: &NetlinkError| error.errno() == Errno::EXIST.raw_os_error();
+    for ip in &result.ips {
+        match route.add_address(ifindex, ip.address.addr, ip.address.len) {
+            Err(cause) if !there(&cause) => return Err(AttachError::Change { what: format!("add {} to {if_name}", ip.address), cause }),
+            _ => {}
+        }
+    }
+    for entry in &result.routes {
+        let spec = RouteSpec {
+            gateway: entry.gw.or_else(|| gateway_of_family(result, entry.dst.addr)),
+            mtu: entry.mtu,
+            advmss: entry.advmss,
+            priority: entry.priority,
+            table: entry.table,
+            scope: entry.scope,
+            ..RouteSpec::new(entry.dst.addr, entry.dst.len, ifindex)
+        };
+        match route.add_route(&spec) {
+            Err(cause) if !there(&cause) => return Err(AttachError::Change { what: format!("add the route to {} on {if_name}", entry.dst), cause }),
+            _ => {}
+        }
+    }
+    announce(&route, log, ifindex, result);
+    Ok(())
+}
+
+/// Tells neighbours that the IPv4 addresses are here now; for IPv6 the kernel does it by itself (`ndisc_notify`). Best effort: neighbours that
+/// keep an old entry for a while are no reason to stop a pod. The calling thread is in the container's namespace.
+fn announce(route: &Route, log: &Log, ifindex: u32, result: &CniResult) {
+    for ip in &result.ips {
+        if let IpAddr::V4(address) = ip.address.addr
+            && let Err(error) = route.announce(ifindex, address)
+        {
+            log.write(Level::Warning, &error);
+        }
+    }
+}
+
+/// The gateway for a route that names none, as in the reference plugins (`ipam.ConfigureIface`).
+fn gateway_of_family(result: &CniResult, dst: IpAddr) -> Option<IpAddr> {
+    result.ips.iter().find(|ip| ip.address.addr.is_ipv4() == dst.is_ipv4()).and_then(|ip| ip.gateway)
+}
+
+fn link_in_pod(route: &Route, if_name: &str) -> Result<Link, AttachError> {
+    route.link_by_name(if_name)?.ok_or_else(|| AttachError::Lost { name: if_name.to_owned() })
+}
+
+fn change(route: &Route, link: &Link, change: &LinkChange<'_>, what: impl FnOnce() -> String) -> Result<(), AttachError> {
+    route.change_link(link.netdev.ifindex, change).map_err(|cause| AttachError::Change { what: what(), cause })
+}
+
+/// A sysctl below `net`. Best effort: a kernel without IPv6 or without the option still carries packets.
+fn set_sysctl(host: &Host, log: &Log, name: &str, value: &str) {
+    let path = format!("/proc/sys/net/{name}");
+    if matches!(host.sysfs().read_opt(&path), Ok(Some(current)) if current == value) {
+        return;
+    }
+    if let Err(error) = host.sysfs().write(&path, value) {
+        log.write(Level::Debug, &error);
+    }
+}

@@ -1,0 +1,326 @@
+//! Pure: the network configuration on standard input: wire form in, strict meaning out.
+//!
+//! Two steps, because they serve two promises. [`NetConf::parse`] takes what every verb needs and forgives the rest, so that DEL works even for
+//! a configuration that this version would refuse. [`NetConf::vf_request`] is what ADD and CHECK use: each key is known, of its type, in its
+//! range, and each error names the key, what was given and what is allowed.
+//!
+//! What does not live here: anything that needs the machine.
+
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use sriov_host::mac::MacAddr;
+use sriov_host::pci::PciAddress;
+use sriov_host::rate::Mbps;
+use sriov_host::vf::VfLinkState;
+use sriov_host::vlan::{VlanId, VlanProto, VlanQos};
+
+use crate::log::Level;
+use crate::request::is_identifier;
+use crate::version::{CniVersion, UnsupportedVersion};
+
+/// Where state is kept unless `stateDir` says otherwise. The config daemon reads the journals below it.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/cni/sriov";
+
+/// What each verb needs of the configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NetConf {
+    /// `cniVersion`: the form of results and errors.
+    pub version: CniVersion,
+    /// `name` of the network.
+    pub name: String,
+    /// The VF: `deviceID`, else `runtimeConfig.deviceID`, else `pciBusID`; `None` when absent or malformed.
+    pub device: Option<PciAddress>,
+    /// `ipam.type`; `None` without IPAM.
+    pub ipam: Option<String>,
+    /// `stateDir`, absolute.
+    pub state_dir: PathBuf,
+    /// `logLevel`.
+    pub log_level: Level,
+    /// `logFile`; `None` is standard error.
+    pub log_file: Option<PathBuf>,
+    /// `prevResult`, given with CHECK and DEL.
+    pub prev_result: Option<Value>,
+    /// `cni.dev/valid-attachments`, given with GC.
+    pub valid_attachments: Option<Vec<ValidAttachment>>,
+    wire: Map<String, Value>,
+}
+
+/// An attachment that the runtime still knows (GC).
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct ValidAttachment {
+    /// Container id.
+    #[serde(rename = "containerID")]
+    pub container_id: String,
+    /// Interface name in the container.
+    pub ifname: String,
+}
+
+/// What ADD is asked to do with a VF. An absent value means: leave it as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VfRequest {
+    /// The VF.
+    pub device: PciAddress,
+    /// MAC for the VF and its netdev.
+    pub mac: Option<MacAddr>,
+    /// MTU of the netdev in bytes.
+    pub mtu: Option<u32>,
+    /// Port VLAN; id 0 asks for "no tag", which is not the same as absent.
+    pub vlan: Option<VlanRequest>,
+    /// Guaranteed transmit rate.
+    pub min_tx_rate: Option<Mbps>,
+    /// Transmit rate limit.
+    pub max_tx_rate: Option<Mbps>,
+    /// Drop frames with a foreign source MAC.
+    pub spoof_check: Option<bool>,
+    /// Let the VF change its MAC and filters.
+    pub trust: Option<bool>,
+    /// Link state that the VF is shown.
+    pub link_state: Option<VfLinkState>,
+}
+
+/// A port VLAN. Priority and protocol default to 0 and 802.1q, as in the field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VlanRequest {
+    /// VLAN id.
+    pub id: VlanId,
+    /// Priority.
+    pub qos: VlanQos,
+    /// Tag protocol.
+    pub proto: VlanProto,
+}
+
+/// A configuration that can't be followed.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfError {
+    /// Not JSON, or not an object. CNI error code 6.
+    #[error("failed to decode the network configuration: {0}")]
+    Decode(serde_json::Error),
+    /// CNI error code 1.
+    #[error(transparent)]
+    Version(#[from] UnsupportedVersion),
+    /// CNI error code 2.
+    #[error("unknown key {key:?} with value {value}{}", hint.as_ref().map(|k| format!(": did you mean {k:?}?")).unwrap_or_default())]
+    UnknownKey {
+        /// The key.
+        key: String,
+        /// Its value, as JSON.
+        value: String,
+        /// The known key that differs only in case, '-' and '_'.
+        hint: Option<&'static str>,
+    },
+    /// CNI error code 7.
+    #[error("{key} is {given}: allowed is {allowed}")]
+    Invalid {
+        /// The key.
+        key: &'static str,
+        /// Its value, as JSON.
+        given: String,
+        /// What it may be.
+        allowed: String,
+    },
+    /// CNI error code 7.
+    #[error("{key} is missing: {hint}")]
+    Missing {
+        /// The key.
+        key: &'static str,
+        /// The likely cause.
+        hint: &'static str,
+    },
+}
+
+/// Keys that mean something here.
+const OWN_KEYS: [&str; 13] = [
+    "vlan", "vlanQoS", "vlanProto", "mac", "mtu", "min_tx_rate", "max_tx_rate", "spoofchk", "trust", "link_state", "logLevel", "logFile", "stateDir",
+];
+/// Keys of CNI itself and those that libcni and Multus put into each configuration; `cni.dev/*` too.
+const CARRIED_KEYS: [&str; 14] = [
+    "cniVersion", "name", "type", "ipam", "dns", "capabilities", "runtimeConfig", "args", "prevResult", "deviceID", "pciBusID", "resourceName",
+    "disableCheck", "disableGC",
+];
+
+impl NetConf {
+    /// Reads what every verb needs.
+    pub fn parse(stdin: &[u8]) -> Result<Self, ConfError> {
+        let wire: Map<String, Value> = serde_json::from_slice(stdin).map_err(ConfError::Decode)?;
+        let version = text(&wire, "cniVersion")?.unwrap_or_default().parse()?;
+        let name = text(&wire, "name")?.ok_or(ConfError::Missing { key: "name", hint: "each network has a name" })?;
+        if !is_identifier(name) {
+            return Err(invalid("name", &wire["name"], "a letter or digit, then letters, digits, '_', '.' and '-'"));
+        }
+        let state_dir = match text(&wire, "stateDir")? {
+            None => PathBuf::from(DEFAULT_STATE_DIR),
+            Some(path) if path.starts_with('/') => PathBuf::from(path),
+            Some(_) => return Err(invalid("stateDir", &wire["stateDir"], "an absolute path")),
+        };
+        let valid_attachments = match wire.get("cni.dev/valid-attachments") {
+            None | Some(Value::Null) => None,
+            Some(value) => Some(
+                Vec::deserialize(value)
+                    .map_err(|_| invalid("cni.dev/valid-attachments", value, "a list of {\"containerID\", \"ifname\"}"))?,
+            ),
+        };
+        Ok(Self {
+            version,
+            name: name.to_owned(),
+            device: device_text(&wire).and_then(|id| id.parse().ok()),
+            ipam: ipam_type(&wire)?,
+            state_dir,
+            log_level: text(&wire, "logLevel").ok().flatten().and_then(Level::parse).unwrap_or_default(),
+            log_file: text(&wire, "logFile").ok().flatten().map(PathBuf::from),
+            prev_result: wire.get("prevResult").filter(|v| !v.is_null()).cloned(),
+            valid_attachments,
+            wire,
+        })
+    }
+
+    /// The strict reading, for ADD and CHECK. `args_mac` is the MAC of CNI_ARGS; it wins over `mac` and loses against `runtimeConfig.mac`,
+    /// as in the field (sriov-cni 1b7acc5b `pkg/config/config.go`).
+    pub fn vf_request(&self, args_mac: Option<&str>) -> Result<VfRequest, ConfError> {
+        let wire = &self.wire;
+        for (key, value) in wire {
+            if !is_known(key) {
+                return Err(ConfError::UnknownKey { key: key.clone(), value: value.to_string(), hint: nearest(key) });
+            }
+        }
+        let device = match (self.device, device_text(wire)) {
+            (Some(device), _) => device,
+            (None, Some(given)) => return Err(invalid("deviceID", &given.into(), "the PCI address of a VF, for example 0000:3b:02.1")),
+            (None, None) => return Err(ConfError::Missing { key: "deviceID", hint: NO_DEVICE }),
+        };
+        if text(wire, "logLevel")?.is_some_and(|level| Level::parse(level).is_none()) {
+            return Err(invalid("logLevel", &wire["logLevel"], "panic, error, warning, info or debug"));
+        }
+        if text(wire, "logFile")?.is_some_and(|path| !path.starts_with('/')) {
+            return Err(invalid("logFile", &wire["logFile"], "an absolute path"));
+        }
+        let rate = |key| Ok::<_, ConfError>(number(wire, key, 0..=u32::MAX)?.map(Mbps));
+        Ok(VfRequest {
+            device,
+            mac: requested_mac(wire, args_mac)?,
+            mtu: number(wire, "mtu", 68..=65535)?,
+            vlan: requested_vlan(wire)?,
+            min_tx_rate: rate("min_tx_rate")?,
+            max_tx_rate: rate("max_tx_rate")?,
+            spoof_check: switch(wire, "spoofchk")?,
+            trust: switch(wire, "trust")?,
+            link_state: one_of(
+                wire,
+                "link_state",
+                &[("auto", VfLinkState::Auto), ("enable", VfLinkState::Enable), ("disable", VfLinkState::Disable)],
+            )?,
+        })
+    }
+}
+
+/// Multus leaves the key out when the kubelet's answer holds no device of the network's resource.
+const NO_DEVICE: &str = "the VF's PCI address is put here by Multus when the pod has a device of the network's resource; \
+                         does the pod request the resource that the network's k8s.v1.cni.cncf.io/resourceName names?";
+
+fn is_known(key: &str) -> bool {
+    OWN_KEYS.contains(&key) || CARRIED_KEYS.contains(&key) || key.starts_with("cni.dev/")
+}
+
+/// A known key with the same letters: the typos that were seen in the field are `max-tx-rate`, `VLAN`, `spoofChk`.
+fn nearest(key: &str) -> Option<&'static str> {
+    let letters = |text: &str| text.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect::<String>();
+    OWN_KEYS.into_iter().chain(CARRIED_KEYS).find(|known| letters(known) == letters(key))
+}
+
+fn device_text(wire: &Map<String, Value>) -> Option<&str> {
+    [wire.get("deviceID"), wire.get("runtimeConfig").and_then(|r| r.get("deviceID")), wire.get("pciBusID")]
+        .into_iter()
+        .flatten()
+        .find_map(|value| value.as_str().filter(|t| !t.is_empty()))
+}
+
+/// The type of the delegated plugin; `{}` and a missing key both mean "no IPAM". A path in the place of a name must not choose the program.
+fn ipam_type(wire: &Map<String, Value>) -> Result<Option<String>, ConfError> {
+    const ALLOWED: &str = "an object whose \"type\" is the name of a plugin on CNI_PATH";
+    let Some(ipam) = wire.get("ipam").filter(|v| !v.is_null()) else { return Ok(None) };
+    let wrong = || invalid("ipam", ipam, ALLOWED);
+    match ipam.as_object().ok_or_else(wrong)?.get("type") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(name)) if name.is_empty() => Ok(None),
+        Some(Value::String(name)) if !name.contains('/') && name != "." && name != ".." => Ok(Some(name.clone())),
+        Some(_) => Err(wrong()),
+    }
+}
+
+fn requested_mac(wire: &Map<String, Value>, args_mac: Option<&str>) -> Result<Option<MacAddr>, ConfError> {
+    let parse = |key: &'static str, given: &str| {
+        given.parse().ok().filter(|mac: &MacAddr| !mac.is_zero() && !mac.is_multicast()).ok_or_else(|| {
+            invalid(key, &given.into(), "a unicast MAC address that is not zero, as 02:00:5e:10:00:01, 02-00-5e-10-00-01 or 0200.5e10.0001")
+        })
+    };
+    let own = text(wire, "mac")?.map(|given| parse("mac", given)).transpose()?;
+    let args = args_mac.map(|given| parse("MAC of CNI_ARGS", given)).transpose()?;
+    let runtime = match wire.get("runtimeConfig").and_then(|r| r.get("mac")) {
+        None | Some(Value::Null) => None,
+        Some(Value::String(given)) if given.is_empty() => None,
+        Some(Value::String(given)) => Some(parse("runtimeConfig.mac", given)?),
+        Some(other) => return Err(invalid("runtimeConfig.mac", other, "a text")),
+    };
+    Ok(runtime.or(args).or(own))
+}
+
+fn requested_vlan(wire: &Map<String, Value>) -> Result<Option<VlanRequest>, ConfError> {
+    let id = number(wire, "vlan", 0..=4094)?;
+    let qos = number(wire, "vlanQoS", 0..=7)?;
+    let proto = one_of(wire, "vlanProto", &[("802.1q", VlanProto::Dot1q), ("802.1ad", VlanProto::Dot1ad)])?;
+    let Some(id) = id else {
+        for key in ["vlanQoS", "vlanProto"] {
+            if let Some(given) = wire.get(key).filter(|v| !v.is_null() && v.as_str() != Some("")) {
+                return Err(invalid(key, given, "nothing without vlan: it describes the tag"));
+            }
+        }
+        return Ok(None);
+    };
+    if id == 0 && qos.is_some_and(|qos| qos != 0) {
+        return Err(invalid("vlanQoS", &wire["vlanQoS"], "0 with vlan 0: there is no tag to carry a priority"));
+    }
+    if id == 0 && proto == Some(VlanProto::Dot1ad) {
+        return Err(invalid("vlanProto", &wire["vlanProto"], "802.1q with vlan 0: there is no tag"));
+    }
+    let narrow = || {
+        let id = u16::try_from(id).ok()?.try_into().ok()?;
+        let qos = u8::try_from(qos.unwrap_or_default()).ok()?.try_into().ok()?;
+        Some(VlanRequest { id, qos, proto: proto.unwrap_or_default() })
+    };
+    narrow().map(Some).ok_or_else(|| invalid("vlan", &wire["vlan"], "a VLAN id and priority in the ranges of IEEE 802.1Q"))
+}
+
+fn invalid(key: &'static str, given: &Value, allowed: &str) -> ConfError {
+    ConfError::Invalid { key, given: given.to_string(), allowed: allowed.to_owned() }
+}
+
+/// A text; absent, `null` and empty are the same, as in the field.
+fn text<'a>(wire: &'a Map<String, Value>, key: &'static str) -> Result<Option<&'a str>, ConfError> {
+    match wire.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.as_str()).filter(|t| !t.is_empty())),
+        Some(other) => Err(invalid(key, other, "a text")),
+    }
+}
+
+fn number(wire: &Map<String, Value>, key: &'static str, range: RangeInclusive<u32>) -> Result<Option<u32>, ConfError> {
+    let Some(value) = wire.get(key).filter(|v| !v.is_null()) else { return Ok(None) };
+    let number = value.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|n| range.contains(n));
+    number.map(Some).ok_or_else(|| invalid(key, value, &format!("a whole number from {} to {}", range.start(), range.end())))
+}
+
+fn switch(wire: &Map<String, Value>, key: &'static str) -> Result<Option<bool>, ConfError> {
+    one_of(wire, key, &[("on", true), ("off", false)])
+}
+
+fn one_of<T: Copy>(wire: &Map<String, Value>, key: &'static str, choices: &[(&str, T)]) -> Result<Option<T>, ConfError> {
+    let allowed = || choices.iter().map(|(name, _)| format!("{name:?}")).collect::<Vec<_>>().join(" or ");
+    let Some(value) = wire.get(key).filter(|v| !v.is_null() && v.as_str() != Some("")) else { return Ok(None) };
+    let choice = value.as_str().and_then(|given| choices.iter().find(|(name, _)| *name == given));
+    choice.map(|(_, meaning)| Some(*meaning)).ok_or_else(|| invalid(key, value, &allowed()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,142 @@
+//! Pure: what is remembered of an attachment between ADD and DEL, one file a VF. Written before the first change of the machine.
+//!
+//! What does not live here: reading and writing the files (`state`), and the records of the Go plugin.
+//!
+//! Invariant: `original` is what was there before any write, `applied` is all that may have been written. Together they bring the VF back from
+//! any point at which the process may have died, whatever `phase` says.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use sriov_host::mac::MacAddr;
+use sriov_host::pci::PciAddress;
+use sriov_host::vf::{VfAttributes, VfIndex, VfSetting};
+
+use crate::result::CniResult;
+
+/// The version of the form below. A file of another version is not touched.
+pub const VERSION: u32 = 1;
+
+/// One attachment of one VF.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Journal {
+    /// [`VERSION`].
+    pub version: u32,
+    /// How far ADD is known to have come.
+    pub phase: Phase,
+    /// Tells two runs of ADD by the same owner apart.
+    pub attempt: String,
+    /// `/proc/sys/kernel/random/boot_id` at ADD: after a reboot a VF is as fresh as its driver makes it, and inode numbers mean nothing.
+    pub boot_id: String,
+    /// `name` of the network, for GC.
+    pub network: String,
+    /// Whose attachment it is.
+    pub owner: Owner,
+    /// The VF.
+    pub vf: PciAddress,
+    /// Its PF, which is known by its address because names change.
+    pub pf: PciAddress,
+    /// Its index on the PF.
+    pub index: VfIndex,
+    /// The driver that hands it to a program; `None` for a VF with a netdev.
+    pub userspace_driver: Option<String>,
+    /// The kernel driver at ADD (for quirks); `None` for a userspace VF.
+    #[serde(default)]
+    pub kernel_driver: Option<String>,
+    /// What was there.
+    pub original: Original,
+    /// What may have been changed.
+    pub applied: Applied,
+    /// The result of a complete ADD, given again to a repeated ADD.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<CniResult>,
+}
+
+/// How far an ADD is known to have come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// The journal is written; anything between "nothing" and "all but the result" may have happened.
+    Prepared,
+    /// The attachment is complete.
+    Attached,
+}
+
+/// Whose an attachment is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Owner {
+    /// `CNI_CONTAINERID`.
+    pub container_id: String,
+    /// `CNI_IFNAME`.
+    pub if_name: String,
+    /// `CNI_NETNS` at ADD.
+    pub netns_path: PathBuf,
+    /// Device number of the namespace behind that path.
+    pub netns_dev: u64,
+    /// Inode number of it. Together they tell a living namespace from a new one under an old path.
+    pub netns_inode: u64,
+}
+
+/// What was there before the first write.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Original {
+    /// The VF's netdev; `None` for a userspace VF.
+    pub netdev: Option<OriginalNetdev>,
+    /// What the PF reported of the VF; `None` when nothing was asked of the PF.
+    pub attributes: Option<VfAttributes>,
+}
+
+/// A VF's netdev in the host's namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OriginalNetdev {
+    /// Name.
+    pub name: String,
+    /// Alternative names.
+    pub alt_names: Vec<String>,
+    /// Hardware address.
+    pub mac: Option<MacAddr>,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Administratively up.
+    pub up: bool,
+}
+
+/// What ADD may have changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Applied {
+    /// Through the PF.
+    pub settings: Vec<VfSetting>,
+    /// The netdev's hardware address.
+    pub mac: Option<MacAddr>,
+    /// The netdev's MTU in bytes.
+    pub mtu: Option<u32>,
+}
+
+impl Owner {
+    /// Whether it is the same attachment: an identifier names a container for ever, a namespace path does not.
+    pub fn is(&self, container_id: &str, if_name: &str) -> bool {
+        self.container_id == container_id && self.if_name == if_name
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    /// The config daemon reads `owner` and `vf` with a parser of its own, so that the spelling is a contract.
+    #[test]
+    fn the_form_on_disk_is_the_contract() {
+        let golden = include_str!("../testdata/journal/v1.json");
+        let journal: Journal = serde_json::from_str(golden).unwrap();
+        assert_eq!(journal.owner.netns_inode, 4_026_532_500);
+        assert!(journal.owner.is("c0ffee", "net1") && !journal.owner.is("c0ffee", "net2"));
+        assert_eq!(serde_json::to_value(&journal).unwrap(), serde_json::from_str::<Value>(golden).unwrap());
+    }
+}

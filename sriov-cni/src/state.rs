@@ -1,0 +1,279 @@
+//! I/O: the plugin's files: one journal and one lock a VF, below `stateDir`.
+//!
+//! `v1/<PCI address>.json` is a journal, `lock/<PCI address>.lock` what its users hold an flock on. Nothing here decides what a journal means.
+//! The records of the Go plugin (`<container>-<interface>` and `pci/<PCI address>` in the same folder) are not touched.
+//!
+//! Invariant: a reader sees an old journal or a new one, never half of one, and a journal that was written survives a power cut.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use sriov_host::pci::PciAddress;
+
+use crate::journal::{Journal, VERSION};
+
+/// The plugin's files.
+#[derive(Clone, Debug)]
+pub struct Store {
+    journals: PathBuf,
+    locks: PathBuf,
+}
+
+/// A VF's lock, held until dropped.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+/// State that can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// A file operation failed.
+    #[error("failed to {operation} {path}: {cause}")]
+    File {
+        /// What was tried.
+        operation: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why it failed.
+        cause: io::Error,
+    },
+    /// Another call works on the same VF.
+    #[error("VF {vf} is locked by another call for more than {} s", waited.as_secs())]
+    Locked {
+        /// The VF.
+        vf: PciAddress,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// A journal that can't be read.
+    #[error("failed to read the journal {path}: {cause}")]
+    Journal {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        cause: serde_json::Error,
+    },
+    /// A journal of a newer or older form.
+    #[error("the journal {path} has version {found}: this plugin reads version {VERSION}")]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u64,
+    },
+}
+
+impl Store {
+    /// The files below `state_dir`; nothing is read or made.
+    pub fn at(state_dir: &Path) -> Self {
+        Self { journals: state_dir.join("v1"), locks: state_dir.join("lock") }
+    }
+
+    /// Makes the folders, readable by root alone, where they are missing.
+    pub fn create(&self) -> Result<(), StateError> {
+        for dir in [&self.journals, &self.locks] {
+            DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("create", dir))?;
+        }
+        Ok(())
+    }
+
+    /// Tells whether a journal could be written now.
+    pub fn probe(&self) -> Result<(), StateError> {
+        self.create()?;
+        let path = self.journals.join(".probe");
+        write_synced(&path, b"")?;
+        fs::remove_file(&path).map_err(failed("remove", &path))
+    }
+
+    /// Locks a VF, waiting until `deadline` for another call that holds it.
+    pub fn lock(&self, vf: PciAddress, deadline: Instant) -> Result<Lock, StateError> {
+        let started = Instant::now();
+        let path = self.locks.join(format!("{vf}.lock"));
+        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(failed("open", &path))?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Lock { _file: file }),
+            Err(Errno::WOULDBLOCK) => {}
+            Err(errno) => return Err(failed("lock", &path)(errno.into())),
+        }
+        // There is no flock with a deadline: a thread waits for it. If it comes too late, the lock falls with the unreceived file.
+        let (sender, receiver) = mpsc::channel();
+        std::thread::spawn(move || {
+            let locked = rustix::fs::flock(&file, FlockOperation::LockExclusive);
+            let _ = sender.send(locked.map(|()| file));
+        });
+        match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(Ok(file)) => Ok(Lock { _file: file }),
+            Ok(Err(errno)) => Err(failed("lock", &path)(errno.into())),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Err(StateError::Locked { vf, waited: started.elapsed() }),
+        }
+    }
+
+    /// The journal of a VF; `None` when it has none.
+    pub fn read(&self, vf: PciAddress) -> Result<Option<Journal>, StateError> {
+        let path = self.journal(vf);
+        match fs::read(&path) {
+            Ok(bytes) => decode(&path, &bytes).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("read", &path)(error)),
+        }
+    }
+
+    /// Writes a VF's journal, so that it is on disk when this returns.
+    pub fn write(&self, journal: &Journal) -> Result<(), StateError> {
+        let path = self.journal(journal.vf);
+        let bytes = serde_json::to_vec_pretty(journal).map_err(|cause| StateError::Journal { path: path.clone(), cause })?;
+        // The lock is held, so that one name is enough; the leading dot keeps it from readers of the folder.
+        let temporary = self.journals.join(format!(".{}.tmp", journal.vf));
+        write_synced(&temporary, &bytes)?;
+        fs::rename(&temporary, &path).map_err(failed("rename", &temporary))?;
+        self.sync()
+    }
+
+    /// Removes a VF's journal; none is fine.
+    pub fn remove(&self, vf: PciAddress) -> Result<(), StateError> {
+        let path = self.journal(vf);
+        match fs::remove_file(&path) {
+            Ok(()) => self.sync(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(failed("remove", &path)(error)),
+        }
+    }
+
+    /// Renames a journal that can't be read, so that it stops no pod and a person can still look at it.
+    pub fn set_aside(&self, vf: PciAddress) -> Result<PathBuf, StateError> {
+        let path = self.journal(vf);
+        let aside = self.journals.join(format!("{vf}.unreadable"));
+        fs::rename(&path, &aside).map_err(failed("rename", &path))?;
+        Ok(aside)
+    }
+
+    /// Each journal, or why one can't be read, in order of address.
+    pub fn all(&self) -> Result<Vec<Result<Journal, StateError>>, StateError> {
+        let entries = match fs::read_dir(&self.journals) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed("list", &self.journals)(error)),
+        };
+        let mut vfs: Vec<PciAddress> = entries
+            .filter_map(Result::ok)
+            .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".json")?.parse().ok())
+            .collect();
+        vfs.sort_unstable();
+        Ok(vfs.into_iter().filter_map(|vf| self.read(vf).transpose()).collect())
+    }
+
+    /// Whether a VF has a journal, readable or not.
+    pub fn has(&self, vf: PciAddress) -> bool {
+        self.journal(vf).exists()
+    }
+
+    fn journal(&self, vf: PciAddress) -> PathBuf {
+        self.journals.join(format!("{vf}.json"))
+    }
+
+    fn sync(&self) -> Result<(), StateError> {
+        File::open(&self.journals).and_then(|dir| dir.sync_all()).map_err(failed("sync", &self.journals))
+    }
+}
+
+fn decode(path: &Path, bytes: &[u8]) -> Result<Journal, StateError> {
+    #[derive(serde::Deserialize)]
+    struct Versioned {
+        version: u64,
+    }
+    let journal = |cause| StateError::Journal { path: path.to_owned(), cause };
+    let Versioned { version } = serde_json::from_slice(bytes).map_err(journal)?;
+    if version != u64::from(VERSION) {
+        return Err(StateError::Version { path: path.to_owned(), found: version });
+    }
+    serde_json::from_slice(bytes).map_err(journal)
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
+    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path).map_err(failed("create", path))?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed("write", path))
+}
+
+fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
+    move |cause| StateError::File { operation, path: path.to_owned(), cause }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn journal() -> Journal {
+        serde_json::from_str(include_str!("../testdata/journal/v1.json")).unwrap()
+    }
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::at(&dir.path().join("state"));
+        (dir, store)
+    }
+
+    #[test]
+    fn a_journal_comes_back_and_goes() {
+        let (_dir, store) = store();
+        assert_eq!(store.read(journal().vf).unwrap(), None);
+        assert!(store.all().unwrap().is_empty(), "no folder is no journal");
+        store.create().unwrap();
+        store.write(&journal()).unwrap();
+        assert_eq!(store.read(journal().vf).unwrap(), Some(journal()));
+        assert_eq!(store.all().unwrap().len(), 1);
+        store.remove(journal().vf).unwrap();
+        store.remove(journal().vf).unwrap();
+        assert!(!store.has(journal().vf));
+    }
+
+    #[test]
+    fn only_root_can_look_and_nothing_temporary_stays() {
+        let (dir, store) = store();
+        store.probe().unwrap();
+        store.write(&journal()).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&dir.path().join("state")), 0o700);
+        assert_eq!(mode(&store.journals), 0o700);
+        assert_eq!(mode(&store.journal(journal().vf)), 0o600);
+        assert_eq!(fs::read_dir(&store.journals).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_journal_that_is_cut_off_or_of_another_version_is_an_error_and_can_be_set_aside() {
+        let (_dir, store) = store();
+        store.create().unwrap();
+        store.write(&journal()).unwrap();
+        let path = store.journal(journal().vf);
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace("\"version\": 1", "\"version\": 2")).unwrap();
+        assert!(matches!(store.read(journal().vf), Err(StateError::Version { found: 2, .. })));
+        fs::write(&path, &text[..text.len() / 2]).unwrap();
+        assert!(matches!(store.read(journal().vf), Err(StateError::Journal { .. })));
+        assert!(matches!(store.all().unwrap()[..], [Err(_)]));
+        assert!(store.set_aside(journal().vf).unwrap().exists());
+        assert_eq!(store.read(journal().vf).unwrap(), None);
+    }
+
+    #[test]
+    fn a_lock_is_waited_for_until_the_deadline_and_no_longer() {
+        let (_dir, store) = store();
+        store.create().unwrap();
+        let vf = journal().vf;
+        let held = store.lock(vf, Instant::now()).unwrap();
+        let refused = store.lock(vf, Instant::now() + Duration::from_millis(20));
+        assert!(matches!(refused, Err(StateError::Locked { .. })));
+        let other = store.clone();
+        let waiting = std::thread::spawn(move || other.lock(vf, Instant::now() + Duration::from_secs(20)).map(drop));
+        drop(held);
+        waiting.join().unwrap().unwrap();
+    }
+}
