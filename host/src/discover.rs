@@ -7,6 +7,8 @@
 
 use std::collections::BTreeMap;
 
+use rustix::io::Errno;
+
 use crate::inventory::{EswitchMode, Inventory, Netdev, Pf, Vf};
 use crate::netlink::devlink::Devlink;
 use crate::netlink::route::uplink;
@@ -56,7 +58,7 @@ pub enum DiscoverError {
 pub struct Survey {
     /// What was found.
     pub inventory: Inventory,
-    /// Devices that could not be read, or not in full, each with its reason.
+    /// PFs that could not be read, each with its reason; they are not in the inventory.
     pub faults: Vec<(PciAddress, DiscoverError)>,
 }
 
@@ -84,7 +86,8 @@ pub struct NetFacts {
     pub eswitch_modes: BTreeMap<PciAddress, EswitchMode>,
 }
 
-/// The SR-IOV side of the machine now; devices that could not be read are left out. [`survey`] also names those.
+/// The SR-IOV side of the machine now; devices that could not be read are left out. [`survey`] also names those. Without CAP_NET_ADMIN every
+/// PF is said to be in legacy mode.
 pub fn inventory(host: &Host) -> Result<Inventory, DiscoverError> {
     survey(host).map(|survey| survey.inventory)
 }
@@ -94,6 +97,8 @@ pub fn survey(host: &Host) -> Result<Survey, DiscoverError> {
     let pfs = pf_addresses(host)?;
     let (facts, mut faults) = gather(host, &pfs)?;
     let mut survey = survey_with(host, &facts)?;
+    // Netlink failed for these, so that what is said of them would be half a truth.
+    survey.inventory.pfs.retain(|pf| faults.iter().all(|(faulty, _)| *faulty != pf.address));
     faults.append(&mut survey.faults);
     Ok(Survey { faults, ..survey })
 }
@@ -156,6 +161,8 @@ fn gather(host: &Host, pfs: &[PciAddress]) -> Result<(NetFacts, Vec<(PciAddress,
     for &pf in pfs {
         match devlink.eswitch_mode(pf) {
             Ok(mode) => drop(facts.eswitch_modes.insert(pf, mode)),
+            // devlink answers this question only with CAP_NET_ADMIN. A process without it changes nothing either.
+            Err(error) if error.is(Errno::PERM) => {}
             Err(error) => faults.push((pf, error.into())),
         }
         // Drivers answer for their VFs slowly, some through a firmware mailbox: ask only those that have any.

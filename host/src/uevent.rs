@@ -49,6 +49,9 @@ pub enum UeventError {
 /// Kernel events; group 2 carries udev's.
 const KERNEL_GROUP: u32 = 1;
 
+/// The kernel's events are at most 2 KiB (`UEVENT_BUFFER_SIZE`) and their first line.
+const EVENT_BYTES: usize = 8 * 1024;
+
 /// Room for a burst: a PF that makes its VFs sends several events of about 300 bytes for each.
 const RECEIVE_BUFFER_BYTES: i32 = 1024 * 1024;
 
@@ -70,14 +73,17 @@ impl UeventSocket {
 
     /// The next event; `None` when the deadline passes first.
     pub fn next(&self, deadline: Instant) -> Result<Option<Uevent>, UeventError> {
+        let mut bytes = Vec::with_capacity(EVENT_BYTES);
         loop {
-            match self.socket.recv_from_full() {
+            bytes.clear();
+            match self.socket.recv_from(&mut bytes, 0) {
                 // Any privileged process can send to the group; only the kernel is port 0.
-                Ok((bytes, sender)) => {
-                    if let Some(event) = Some(bytes).filter(|_| sender.port_number() == 0).and_then(|bytes| Uevent::parse(&bytes)) {
+                Ok((_, sender)) if sender.port_number() == 0 => {
+                    if let Some(event) = Uevent::parse(&bytes) {
                         return Ok(Some(event));
                     }
                 }
+                Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if !self.readable(deadline)? {
                         return Ok(None);

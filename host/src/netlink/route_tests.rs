@@ -43,6 +43,17 @@ fn a_dump_of_many_links_is_whole() {
     assert_eq!(route.links().unwrap().len(), 1 + 2 + 200);
 }
 
+/// Alternative names are the way to a large answer without a NIC; VF lists reach the same size.
+#[test]
+fn an_answer_of_fifty_kilobytes_is_whole() {
+    let (_netns, route, link) = with_pair();
+    let names: Vec<String> = (0..400).map(|number| format!("n{number:0>120}")).collect();
+    for name in &names {
+        route.add_alt_name(link.netdev.ifindex, name).unwrap();
+    }
+    assert_eq!(route.link_by_index(link.netdev.ifindex).unwrap().unwrap().netdev.alt_names, names);
+}
+
 #[test]
 fn one_message_changes_many_things() {
     let (_netns, route, link) = with_pair();
