@@ -46,13 +46,13 @@ impl Outcome {
 /// Performs the plan.
 pub fn apply(machine: &impl Machine, plan: &Plan) -> Outcome {
     let mut outcome = Outcome::default();
-    let mut failed_pfs: BTreeSet<PciAddress> = BTreeSet::new();
+    let mut given_up: BTreeSet<PciAddress> = BTreeSet::new();
     let mut failed_vfs: BTreeSet<(PciAddress, VfIndex)> = BTreeSet::new();
     for step in &plan.steps {
         let pf = step.pf();
         let after_vf = step.vf().is_some_and(|vf| failed_vfs.contains(&(pf, vf)));
         let after_any_vf = matches!(step, Step::RecordOwnership { .. }) && failed_vfs.iter().any(|(failed, _)| *failed == pf);
-        if failed_pfs.contains(&pf) || after_vf || after_any_vf {
+        if given_up.contains(&pf) || after_vf || after_any_vf {
             outcome.skipped += 1;
             continue;
         }
@@ -63,7 +63,7 @@ pub fn apply(machine: &impl Machine, plan: &Plan) -> Outcome {
                 warn!("{step}: failed: {error}");
                 match step.vf() {
                     Some(vf) => _ = failed_vfs.insert((pf, vf)),
-                    None => _ = failed_pfs.insert(pf),
+                    None => _ = given_up.insert(pf),
                 }
                 outcome.failed.push(Failure { step: step.clone(), error });
             }

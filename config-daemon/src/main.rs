@@ -119,7 +119,7 @@ fn main() -> ExitCode {
 
 fn perform(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Run(args) => run(args),
+        Command::Run(args) => run(&args),
         Command::Observe { machine, output } => observe(&machine, output),
         Command::Plan(wish) => {
             let desired = wish.read()?;
@@ -153,12 +153,17 @@ fn converge(machine: &Linux, desired: &Desired) -> anyhow::Result<ExitCode> {
     let planned = plan(desired, &machine.observe()?);
     let outcome = apply(machine, &planned);
     let residual = plan(desired, &machine.observe()?);
-    let failures: String = outcome.failed.iter().map(|failure| format!("failed: {}: {}\n", failure.step, failure.error)).collect();
-    print(&format!("{} of {} steps done\n{failures}left: {residual}", outcome.done, planned.steps.len()))?;
+    let mut text = format!("{} of {} steps done\n", outcome.done, planned.steps.len());
+    for line in outcome.lines() {
+        text.push_str("failed: ");
+        text.push_str(&line);
+        text.push('\n');
+    }
+    print(&format!("{text}left: {residual}"))?;
     Ok(if residual.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn run(args: Run) -> anyhow::Result<ExitCode> {
+fn run(args: &Run) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("failed to start the runtime")?;
     let ended = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;

@@ -206,6 +206,8 @@ impl Daemon {
             Some(Retry::Step)
         } else if !written {
             Some(Retry::Publish)
+        } else if !observed.faults.is_empty() {
+            Some(Retry::Observe)
         } else {
             residual.refusals.iter().any(|r| r.reason == Reason::VfsInUse).then_some(Retry::VfsInUse)
         }

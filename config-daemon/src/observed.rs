@@ -18,6 +18,9 @@ use sriov_host::pci::{DeviceId, PciAddress, VendorId};
 pub struct Observed {
     /// PFs and VFs.
     pub inventory: Inventory,
+    /// PFs that are there and could not be read, with why; they are not in the inventory.
+    #[serde(default)]
+    pub faults: BTreeMap<PciAddress, String>,
     /// PFs whose `sriov_drivers_autoprobe` is off.
     #[serde(default)]
     pub autoprobe_off: BTreeSet<PciAddress>,

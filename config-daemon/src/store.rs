@@ -104,20 +104,13 @@ impl Store {
     pub fn keep_wish(&self, spec: &SriovNetworkNodeStateSpec) -> Result<(), StoreError> {
         let path = self.root.join("etc/sriov-operator/node-state.json");
         let wish = serde_json::json!({ "apiVersion": "sriovnetwork.openshift.io/v1", "kind": "SriovNetworkNodeState", "spec": spec });
-        self.write_changed(&path, &wish.to_string()).map(drop)
+        write_changed(&path, &wish.to_string()).map(drop)
     }
 
     /// Writes the pools unless they are written already; answers whether they were.
     pub fn write_pools(&self, pools: &Pools) -> Result<bool, StoreError> {
         let text = pools.to_json().map_err(|error| StoreError { operation: "encode", path: self.pools.clone(), cause: error.into() })?;
-        self.write_changed(&self.pools, &text)
-    }
-
-    fn write_changed(&self, path: &Path, text: &str) -> Result<bool, StoreError> {
-        if read(path)?.as_deref() == Some(text) {
-            return Ok(false);
-        }
-        replace(path, text).map(|()| true)
+        write_changed(&self.pools, &text)
     }
 
     /// The VFs that pods use, with the pod's side in words. A journal counts as long as its owner's network namespace is the one that it names;
@@ -182,6 +175,13 @@ fn read(path: &Path) -> Result<Option<String>, StoreError> {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(cause) => Err(StoreError { operation: "read", path: path.to_owned(), cause }),
     }
+}
+
+fn write_changed(path: &Path, text: &str) -> Result<bool, StoreError> {
+    if read(path)?.as_deref() == Some(text) {
+        return Ok(false);
+    }
+    replace(path, text).map(|()| true)
 }
 
 fn replace(path: &Path, text: &str) -> Result<(), StoreError> {

@@ -90,6 +90,11 @@ pub fn is_userspace(driver: &str) -> bool {
     matches!(driver, "vfio-pci" | "uio_pci_generic" | "igb_uio" | "pci-stub") || driver.ends_with("_vfio_pci") || driver.ends_with("-vfio-pci")
 }
 
+/// Whether the kernel has a PCI driver with this name, built in or from a module that is loaded.
+pub fn is_loaded(host: &Host, driver: &str) -> bool {
+    host.sysfs().exists(format!("/sys/bus/pci/drivers/{driver}"))
+}
+
 /// Binds a function to the driver with this name, whatever ids the driver lists, and waits until it is bound.
 ///
 /// Writes `driver_override`, unbinds the present driver, has the bus probe the function, and empties the override again (a binding
@@ -100,7 +105,7 @@ pub fn bind(host: &Host, address: PciAddress, driver: &str, deadline: Instant) -
         return Ok(());
     }
     device.require()?;
-    if !host.sysfs().exists(format!("/sys/bus/pci/drivers/{driver}")) {
+    if !is_loaded(host, driver) {
         return Err(DriverError::MissingDriver { address, driver: driver.to_owned() });
     }
     let events = UeventSocket::open()?;

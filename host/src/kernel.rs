@@ -1,4 +1,4 @@
-//! I/O: facts about the running kernel as a whole: its command line, its IOMMU.
+//! I/O: facts about the running machine as a whole: the kernel's command line, the IOMMU, what the machine is called.
 //!
 //! Invariant: only reads.
 
@@ -23,10 +23,28 @@ pub fn iommu(host: &Host) -> Result<Iommu, SysfsError> {
     Ok(Iommu { active, command_line: command_line(host)? })
 }
 
+/// The machine's identifier by its firmware (SMBIOS); `None` where there is none, or without the right to read it. Virtual machines may share it.
+pub fn system_uuid(host: &Host) -> Option<String> {
+    host.sysfs().read_opt("/sys/class/dmi/id/product_uuid").ok().flatten()
+}
+
+/// The machine's name (`uname -n`), as this process sees it: the host's, unless the process has a UTS namespace of its own.
+pub fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing::SysfsTree;
+
+    #[test]
+    fn a_machine_without_firmware_identifier_has_none() {
+        let tree = SysfsTree::new();
+        assert_eq!(system_uuid(&tree.clone().build().unwrap().host()), None);
+        let fake = tree.file("/sys/class/dmi/id/product_uuid", "4c4c4544-0044\n").build().unwrap();
+        assert_eq!(system_uuid(&fake.host()).as_deref(), Some("4c4c4544-0044"));
+    }
 
     #[test]
     fn an_iommu_without_groups_is_not_active() {

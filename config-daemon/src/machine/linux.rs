@@ -13,7 +13,7 @@ use sriov_host::netlink::{LinkChange, Route};
 use sriov_host::pci::PciAddress;
 use sriov_host::uevent::{UeventError, UeventSocket};
 use sriov_host::vf::{VfIndex, VfSetting};
-use sriov_host::{Host, discover, driver, sriov};
+use sriov_host::{Host, discover, driver, kernel, sriov};
 
 use super::{Machine, ObserveError, StepError};
 use crate::observed::Observed;
@@ -21,7 +21,7 @@ use crate::plan::step::{Driver, Step, VFIO_PCI};
 use crate::store::Store;
 
 /// Longest wait for VFs after `sriov_numvfs` was written: drivers with many VFs need a while.
-const VFS_DEADLINE: Duration = Duration::from_secs(120);
+const VFS_DEADLINE: Duration = Duration::from_mins(2);
 /// Longest wait for a driver or for a netdev.
 const DRIVER_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -43,11 +43,10 @@ impl Linux {
         &self.store
     }
 
-    /// Netdevs are unique to a machine by name only, so MACs are made from what two machines of one network do not share: the name, and the
-    /// firmware's identifier where there is one (virtual machines often share it, and `/etc/machine-id` as well).
+    /// What no two machines of one network share: the name, and the firmware's identifier where there is one. `/etc/machine-id` is the same on all
+    /// machines that were made from one disk image.
     fn machine_id(&self) -> String {
-        let uuid = self.host.sysfs().read_opt("/sys/class/dmi/id/product_uuid").ok().flatten().unwrap_or_default();
-        format!("{} {uuid}", rustix::system::uname().nodename().to_string_lossy())
+        format!("{} {}", kernel::host_name(), kernel::system_uuid(&self.host).unwrap_or_default())
     }
 
     fn vf_address(&self, pf: PciAddress, vf: VfIndex) -> Result<PciAddress, StepError> {
@@ -56,7 +55,7 @@ impl Linux {
             Ok(vfs.into_iter().find_map(|(index, address)| (index == vf).then_some(address)))
         };
         let missing = || StepError::Refused(format!("PF {pf} shows no VF {vf} within {DRIVER_DEADLINE:?}"));
-        self.wait(find)?.ok_or_else(missing)
+        wait(find)?.ok_or_else(missing)
     }
 
     /// The VF's address, unless a pod has it.
@@ -79,27 +78,6 @@ impl Linux {
         Ok(())
     }
 
-    /// Looks again after each device event until `find` finds, or the deadline passes.
-    fn wait<T>(&self, mut find: impl FnMut() -> Result<Option<T>, StepError>) -> Result<Option<T>, StepError> {
-        if let Some(found) = find()? {
-            return Ok(Some(found));
-        }
-        let events = UeventSocket::open().map_err(refused)?;
-        events.wait_until(Instant::now() + DRIVER_DEADLINE, find)
-    }
-
-    fn netdev(&self, route: &Route, address: PciAddress) -> Result<Netdev, StepError> {
-        let find = || Ok(route.link_by_pci(address).map_err(refused)?.map(|link| link.netdev));
-        let missing = || StepError::Refused(format!("{address} has no netdev in this network namespace within {DRIVER_DEADLINE:?}"));
-        self.wait(find)?.ok_or_else(missing)
-    }
-
-    fn change_netdev(&self, address: PciAddress, change: &LinkChange<'_>) -> Result<(), StepError> {
-        let route = Route::open().map_err(refused)?;
-        let netdev = self.netdev(&route, address)?;
-        route.change_link(netdev.ifindex, change).map_err(refused)
-    }
-
     fn set_numvfs(&self, pf: PciAddress, to: u16) -> Result<(), StepError> {
         if to == 0 {
             self.none_in_use(pf)?;
@@ -116,7 +94,7 @@ impl Linux {
             Driver::KernelDefault => {
                 driver::bind_default(&self.host, address, deadline).map_err(refused)?;
                 // A VF is ready with its netdev, which some drivers register later.
-                self.netdev(&Route::open().map_err(refused)?, address).map(drop)
+                netdev(&Route::open().map_err(refused)?, address).map(drop)
             }
         }
     }
@@ -127,15 +105,16 @@ impl Machine for Linux {
         let users = || self.store.vfs_in_use().map_err(|error| ObserveError::ReadState { what: "the CNI's journals".to_owned(), reason: error.to_string() });
         // Read before and after: a pod that ends or starts during the look has its VF in one of them, whatever the look saw of it.
         let mut vfs_in_use = users()?;
-        let inventory = discover::inventory(&self.host).map_err(|error| ObserveError::Discover(error.to_string()))?;
+        let survey = discover::survey(&self.host).map_err(|error| ObserveError::Discover(error.to_string()))?;
         vfs_in_use.append(&mut users()?);
-        let mut observed = Observed { inventory, vfs_in_use, machine_id: self.machine_id(), ..Observed::default() };
+        let faults = survey.faults.into_iter().map(|(pf, fault)| (pf, fault.to_string())).collect();
+        let mut observed = Observed { inventory: survey.inventory, faults, vfs_in_use, machine_id: self.machine_id(), ..Observed::default() };
         for pf in &observed.inventory.pfs {
             if sriov::autoprobe(&self.host, pf.address).map_err(|error| ObserveError::Discover(error.to_string()))? == Some(false) {
                 observed.autoprobe_off.insert(pf.address);
             }
         }
-        observed.vfio_pci_loaded = self.host.sysfs().exists(format!("/sys/bus/pci/drivers/{VFIO_PCI}"));
+        observed.vfio_pci_loaded = driver::is_loaded(&self.host, VFIO_PCI);
         observed.records = self.store.records().map_err(|error| ObserveError::ReadState { what: "the records of configured PFs".to_owned(), reason: error.to_string() })?;
         Ok(observed)
     }
@@ -146,21 +125,42 @@ impl Machine for Linux {
             Step::Forget { pf } => self.store.delete_record(*pf).map_err(refused),
             Step::SetAutoprobe { pf, on } => sriov::set_autoprobe(&self.host, *pf, *on).map_err(refused),
             Step::SetNumVfs { pf, to, .. } => self.set_numvfs(*pf, *to),
-            Step::SetPfUp { pf } => self.change_netdev(*pf, &LinkChange { up: Some(true), ..LinkChange::default() }),
-            Step::SetPfMtu { pf, to, .. } => self.change_netdev(*pf, &LinkChange { mtu: Some(*to), ..LinkChange::default() }),
+            Step::SetPfUp { pf } => change_netdev(*pf, &LinkChange { up: Some(true), ..LinkChange::default() }),
+            Step::SetPfMtu { pf, to, .. } => change_netdev(*pf, &LinkChange { mtu: Some(*to), ..LinkChange::default() }),
             Step::SetAdminMac { pf, vf, mac } => {
                 self.free_vf(*pf, *vf)?;
                 let route = Route::open().map_err(refused)?;
-                let netdev = self.netdev(&route, *pf)?;
+                let netdev = netdev(&route, *pf)?;
                 route.set_vf(netdev.ifindex, *vf, &[VfSetting::Mac(*mac)]).map_err(refused)
             }
             Step::BindDriver { pf, vf, driver } => self.bind(*pf, *vf, *driver),
             Step::SetVfMtu { pf, vf, mtu } => {
                 let address = self.free_vf(*pf, *vf)?;
-                self.change_netdev(address, &LinkChange { mtu: Some(*mtu), ..LinkChange::default() })
+                change_netdev(address, &LinkChange { mtu: Some(*mtu), ..LinkChange::default() })
             }
         }
     }
+}
+
+/// Looks again after each device event until `find` finds, or the deadline passes.
+fn wait<T>(mut find: impl FnMut() -> Result<Option<T>, StepError>) -> Result<Option<T>, StepError> {
+    if let Some(found) = find()? {
+        return Ok(Some(found));
+    }
+    let events = UeventSocket::open().map_err(refused)?;
+    events.wait_until(Instant::now() + DRIVER_DEADLINE, find)
+}
+
+fn netdev(route: &Route, address: PciAddress) -> Result<Netdev, StepError> {
+    let find = || Ok(route.link_by_pci(address).map_err(refused)?.map(|link| link.netdev));
+    let missing = || StepError::Refused(format!("{address} has no netdev in this network namespace within {DRIVER_DEADLINE:?}"));
+    wait(find)?.ok_or_else(missing)
+}
+
+fn change_netdev(address: PciAddress, change: &LinkChange<'_>) -> Result<(), StepError> {
+    let route = Route::open().map_err(refused)?;
+    let netdev = netdev(&route, address)?;
+    route.change_link(netdev.ifindex, change).map_err(refused)
 }
 
 impl From<UeventError> for StepError {

@@ -55,7 +55,7 @@ pub enum ListenError {
 
 fn forward(socket: &UeventSocket, sender: &mpsc::Sender<()>) {
     while !sender.is_closed() {
-        let wanted = match socket.next(Instant::now() + Duration::from_secs(60)) {
+        let wanted = match socket.next(Instant::now() + Duration::from_mins(1)) {
             Ok(event) => event.as_ref().is_some_and(matters),
             Err(UeventError::Overrun) => true,
             Err(error) => {

@@ -31,7 +31,7 @@ impl Backoff {
             *self = Self { kind: Some(kind), tries: 0 };
         }
         let (first, limit) = match kind {
-            Retry::Step | Retry::Observe | Retry::Publish => (Duration::from_secs(1), Duration::from_secs(60)),
+            Retry::Step | Retry::Observe | Retry::Publish => (Duration::from_secs(1), Duration::from_mins(1)),
             Retry::VfsInUse => (Duration::from_secs(2), Duration::from_secs(30)),
         };
         let wait = first.saturating_mul(1 << self.tries.min(10)).min(limit);

@@ -21,6 +21,8 @@ pub enum Reason {
     Unsupported,
     /// No SR-IOV capable function at this address.
     PfNotFound,
+    /// The PF is there and could not be read.
+    PfUnreadable,
     /// The PF has no driver, so it cannot have VFs.
     PfWithoutDriver,
     /// The NIC is not listed in `supported-nic-ids`.
@@ -50,6 +52,7 @@ impl Reason {
             Self::InvalidSpec => node::INVALID_SPEC,
             Self::Unsupported => node::UNSUPPORTED_SETTING,
             Self::PfNotFound => "PfNotFound",
+            Self::PfUnreadable => "PfUnreadable",
             Self::PfWithoutDriver => "PfWithoutDriver",
             Self::UnsupportedNic => node::UNSUPPORTED_NIC,
             Self::TooManyVfs => node::TOO_MANY_VFS,
@@ -87,6 +90,9 @@ impl Refusal {
 
 /// The PF asked for, if everything about it can be done.
 pub(crate) fn check<'a>(wish: &DesiredPf, observed: &'a Observed) -> Result<&'a Pf, Refusal> {
+    if let Some(fault) = observed.faults.get(&wish.address) {
+        return Err(Refusal::of(wish.address, &wish.name, Reason::PfUnreadable, &format!("it could not be read ({fault}); it is tried again")));
+    }
     let Some(pf) = observed.pf(wish.address) else {
         let said = "this machine has no SR-IOV capable network function at this address: the NIC is gone, or SR-IOV is off in its firmware or in the machine's";
         return Err(Refusal::of(wish.address, &wish.name, Reason::PfNotFound, said));
