@@ -1,0 +1,42 @@
+//! I/O (values only): what every controller is given: the client, the settings of this process, the recorder of events. No logic.
+
+use std::time::Duration;
+
+use kube::Client;
+use kube::runtime::events::{Recorder, Reporter};
+use sriov_crds::keys::FIELD_MANAGER;
+
+/// Given to every controller.
+pub struct Context {
+    /// Speaks to the API server.
+    pub client: Client,
+    /// Of this process.
+    pub settings: Settings,
+    /// Writes Events.
+    pub recorder: Recorder,
+}
+
+/// Settings of this process, from flags and environment.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The operator's namespace: policies, node states and the operator configuration count only here.
+    pub namespace: String,
+    /// First part of extended resource names, as in `openshift.io`.
+    pub resource_prefix: String,
+    /// Image of the node DaemonSet.
+    pub node_image: String,
+    /// Folder on the nodes where the container runtime looks for CNI plugins.
+    pub cni_bin_path: String,
+    /// Names of pull secrets for the node DaemonSet.
+    pub image_pull_secrets: Vec<String>,
+    /// How long a node state is kept when its node is not selected any more; zero deletes at once.
+    pub stale_state_delay: Duration,
+}
+
+impl Context {
+    /// Of one process, known to others as `identity`.
+    pub fn new(client: Client, settings: Settings, identity: &str) -> Self {
+        let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: Some(identity.to_owned()) };
+        Self { recorder: Recorder::new(client.clone(), reporter), client, settings }
+    }
+}

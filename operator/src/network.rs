@@ -1,0 +1,121 @@
+//! I/O: networks -> NetworkAttachmentDefinitions: `SriovNetwork`, `SriovIBNetwork` and `OVSNetwork`, in any namespace.
+//! `gather -> validate -> build -> apply -> report`, once for each network by itself.
+//!
+//! Invariant: a NAD that another owner has is never written and never deleted, and of a NAD that is ours only what we render is touched.
+
+mod apply;
+mod build;
+mod cni_conf;
+mod gather;
+mod json;
+mod kinds;
+mod report;
+mod triggers;
+mod validate;
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Namespace;
+use kube::Api;
+use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::runtime::watcher;
+use sriov_crds::{NetworkAttachmentDefinition, OVSNetwork, SriovIBNetwork, SriovNetwork};
+
+use crate::cache::{Cache, Change, Key};
+use crate::context::Context;
+use crate::queue::{self, Next, Queue, Requests};
+use crate::resources::RequestFailed;
+use kinds::Network;
+
+/// How many networks of a kind are worked on at a time.
+const CONCURRENCY: usize = 8;
+
+/// What the watches of this controller know, besides the networks themselves.
+#[derive(Default)]
+struct Shared {
+    namespaces: Cache<PartialObjectMeta<Namespace>>,
+    nads: Cache<PartialObjectMeta<NetworkAttachmentDefinition>>,
+}
+
+/// One kind of network with its queue.
+struct Kind<N> {
+    objects: Cache<DeserializeGuard<N>>,
+    queue: Queue<Key>,
+}
+
+impl<N: Network> Kind<N> {
+    fn new() -> (Self, Requests<Key>) {
+        let (queue, requests) = queue::new();
+        (Self { objects: Cache::default(), queue }, requests)
+    }
+}
+
+/// Runs the controller; ends only by being dropped.
+pub async fn run(context: &Context) {
+    let shared = Shared::default();
+    let (sriov, sriov_requests) = Kind::<SriovNetwork>::new();
+    let (infiniband, infiniband_requests) = Kind::<SriovIBNetwork>::new();
+    let (ovs, ovs_requests) = Kind::<OVSNetwork>::new();
+    let nads = watch_nads(context, &shared, [&sriov.queue, &infiniband.queue, &ovs.queue]);
+    let namespaces = async {
+        let came = |name: &str| {
+            triggers::queue_waiting(&sriov, name);
+            triggers::queue_waiting(&infiniband, name);
+            triggers::queue_waiting(&ovs, name);
+        };
+        let on_change = |change: Change<'_, _>| triggers::namespace_came(&change).into_iter().for_each(came);
+        shared.namespaces.watch(Api::all(context.client.clone()), watcher::Config::default(), on_change).await;
+    };
+    futures::join!(
+        nads,
+        namespaces,
+        serve(context, &shared, &sriov, sriov_requests),
+        serve(context, &shared, &infiniband, infiniband_requests),
+        serve(context, &shared, &ovs, ovs_requests),
+    );
+}
+
+async fn watch_nads(context: &Context, shared: &Shared, queues: [&Queue<Key>; 3]) {
+    let on_change = |change: Change<'_, _>| {
+        // Which kind it came from is not asked: a key without an object costs nothing.
+        for key in triggers::networks_of_nad(&change, &context.settings.namespace) {
+            queues.iter().for_each(|queue| queue.add(key.clone()));
+        }
+    };
+    shared.nads.watch(Api::all(context.client.clone()), watcher::Config::default(), on_change).await;
+}
+
+async fn serve<N: Network>(context: &Context, shared: &Shared, kind: &Kind<N>, requests: Requests<Key>) {
+    let follow = kind.objects.watch(Api::all(context.client.clone()), watcher::Config::default(), |change| {
+        if triggers::network_matters(&change) {
+            change.new.iter().for_each(|network| kind.queue.add(Key::of(*network)));
+        }
+    });
+    let reconcile_all = async {
+        kind.objects.ready().await;
+        shared.namespaces.ready().await;
+        requests.serve(CONCURRENCY, |key| reconcile(context, shared, kind, key)).await;
+    };
+    futures::join!(follow, reconcile_all);
+}
+
+async fn reconcile<N: Network>(context: &Context, shared: &Shared, kind: &Kind<N>, key: Key) -> Result<Next, RequestFailed> {
+    let Some(network) = gather::network(&kind.objects, &key) else { return Ok(Next::Wait) };
+    let network: &Arc<N> = &network;
+    if network.meta().deletion_timestamp.is_some() {
+        apply::give_up(context, network.as_ref()).await?;
+        return Ok(Next::Wait);
+    }
+    let outcome = match validate::network(network.as_ref(), &context.settings) {
+        Err(refusal) => Err(refusal),
+        Ok(wanted) => {
+            let found = gather::found(context, &shared.namespaces, &wanted).await?;
+            match build::desired(network.as_ref(), wanted, &found, &context.settings) {
+                Err(refusal) => Err(refusal),
+                Ok(desired) => Ok(apply::nad(context, network.as_ref(), &desired).await?),
+            }
+        }
+    };
+    report::network(context, network.as_ref(), outcome).await?;
+    Ok(Next::Wait)
+}

@@ -1,0 +1,76 @@
+//! Pure: which changes of watched objects can change a NAD, and of which networks.
+
+use k8s_openapi::api::core::v1::Namespace;
+use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::{Resource, ResourceExt};
+use sriov_crds::{NetworkAttachmentDefinition, keys};
+
+use super::Kind;
+use super::kinds::Network;
+use crate::cache::{Change, Key};
+
+/// Anything but a status: spec, annotations, finalizers, deletion.
+pub(super) fn network_matters<N: Network>(change: &Change<'_, DeserializeGuard<N>>) -> bool {
+    let parts = |network: &DeserializeGuard<N>| {
+        let meta = network.meta();
+        (meta.generation, meta.deletion_timestamp.is_some(), meta.annotations.clone(), meta.finalizers.clone())
+    };
+    change.old.map(parts) != change.new.map(parts)
+}
+
+/// The networks that a NAD may belong to: the one it names, and those that want to make one of its name.
+pub(super) fn networks_of_nad(change: &Change<'_, PartialObjectMeta<NetworkAttachmentDefinition>>, operator_namespace: &str) -> Vec<Key> {
+    let sides = change.old.into_iter().chain(change.new);
+    let mut keys: Vec<_> = sides
+        .flat_map(|nad| {
+            let named = nad.annotations().get(keys::NAD_OWNER_REF).and_then(|owner| owner_key(owner));
+            [Some(Key::of(nad)), Some(Key::new(operator_namespace, &nad.name_any())), named]
+        })
+        .flatten()
+        .collect();
+    keys.sort();
+    keys.dedup();
+    keys
+}
+
+/// Of `Kind.group/namespace/name`.
+fn owner_key(owner_ref: &str) -> Option<Key> {
+    let mut parts = owner_ref.split('/').skip(1);
+    Some(Key::new(parts.next()?, parts.next()?))
+}
+
+/// The name of a namespace that was not there (or was going away) before.
+pub(super) fn namespace_came<'a>(change: &Change<'a, PartialObjectMeta<Namespace>>) -> Option<&'a str> {
+    let usable = |namespace: &&PartialObjectMeta<Namespace>| namespace.metadata.deletion_timestamp.is_none();
+    if change.old.filter(usable).is_some() {
+        return None;
+    }
+    change.new.filter(usable).and_then(|namespace| namespace.metadata.name.as_deref())
+}
+
+/// Queues the networks whose NAD is to be in this namespace.
+pub(super) fn queue_waiting<N: Network>(kind: &Kind<N>, namespace: &str) {
+    for network in kind.objects.list() {
+        if network.0.as_ref().is_ok_and(|network| super::validate::target(network) == namespace) {
+            kind.queue.add(Key::of(network.as_ref()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_nad_leads_to_its_owner_and_to_networks_of_its_name() {
+        let nad: PartialObjectMeta<NetworkAttachmentDefinition> = serde_json::from_value(json!({ "metadata": {
+            "name": "net", "namespace": "apps", "annotations": { keys::NAD_OWNER_REF: "SriovNetwork.sriovnetwork.openshift.io/elsewhere/net" },
+        }}))
+        .unwrap();
+        let found = networks_of_nad(&Change { old: Some(&nad), new: None }, "operators");
+        assert_eq!(found, [Key::new("apps", "net"), Key::new("elsewhere", "net"), Key::new("operators", "net")]);
+        assert_eq!(owner_key("nonsense"), None);
+    }
+}

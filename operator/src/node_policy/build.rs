@@ -1,0 +1,284 @@
+//! Pure: what is to be written for one node. The merge rules are the Go operator's (api/v1/helper.go, `Apply` and `mergeConfigs`), with one
+//! change: a VF range counts with an alternative name too, not only with the primary one.
+//!
+//! Invariants: `policyRevision` is in every rendered spec; nothing is rendered before the daemon reported the PFs; a malformed policy never takes
+//! VFs away: while one has groups in a node's spec, that spec stays.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use kube::ResourceExt;
+use sriov_crds::node_policy::NicSelector;
+use sriov_crds::node_state::{Interface, InterfaceStatus, VfGroup};
+use sriov_crds::{SriovNetworkNodeStateSpec, VfRange, keys};
+
+use super::validate::{Node, Policy};
+
+/// What is to be written for one node; an empty value is "nothing".
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Desired {
+    /// The spec to write, when it differs from what is there.
+    pub spec: Option<SriovNetworkNodeStateSpec>,
+    /// What happens to the annotation `keep-state-until`.
+    pub keep: Keep,
+    /// Whether the node state is deleted.
+    pub delete: bool,
+    /// When to look again although nothing changed.
+    pub again: Option<Timestamp>,
+    /// Malformed policies because of which the spec stays as it is.
+    pub held_by: Vec<String>,
+}
+
+/// A change of the annotation `keep-state-until`.
+#[derive(Debug, Default, PartialEq)]
+pub(super) enum Keep {
+    /// As it is.
+    #[default]
+    Leave,
+    /// Its node left.
+    Until(Timestamp),
+    /// Its node came back.
+    Clear,
+}
+
+pub(super) fn desired(node: &Node, now: Timestamp, stale_state_delay: Duration) -> Desired {
+    let until = node.state.as_ref().and_then(|s| s.annotations().get(keys::KEEP_STATE_UNTIL));
+    if !node.selected {
+        return if node.state.is_some() { left(until, now, stale_state_delay) } else { Desired::default() };
+    }
+    let keep = if until.is_some() { Keep::Clear } else { Keep::Leave };
+    let held_by = held_by(node);
+    let wanted = match (&node.pfs, &node.state) {
+        _ if !held_by.is_empty() => None,
+        (Some(pfs), _) => Some(spec(&node.policies, pfs)),
+        (None, None) => Some(SriovNetworkNodeStateSpec::default()),
+        // Not reported (any more): what was rendered stays.
+        (None, Some(_)) => None,
+    };
+    let spec = wanted.filter(|wanted| node.state.as_ref().is_none_or(|state| state.spec != *wanted));
+    Desired { spec, keep, held_by, ..Desired::default() }
+}
+
+/// A node that is not selected any more keeps its state for a while, because it may come back.
+fn left(until: Option<&String>, now: Timestamp, delay: Duration) -> Desired {
+    if delay.is_zero() {
+        return Desired { delete: true, ..Desired::default() };
+    }
+    match until.and_then(|text| text.parse::<Timestamp>().ok()) {
+        Some(until) if until <= now => Desired { delete: true, ..Desired::default() },
+        Some(until) => Desired { again: Some(until), ..Desired::default() },
+        None => {
+            let until = SignedDuration::try_from(delay).ok().and_then(|d| now.checked_add(d).ok()).unwrap_or(Timestamp::MAX);
+            Desired { keep: Keep::Until(until), again: Some(until), ..Desired::default() }
+        }
+    }
+}
+
+fn held_by(node: &Node) -> Vec<String> {
+    let groups = node.state.iter().flat_map(|s| &s.spec.interfaces).flat_map(|i| &i.vf_groups);
+    let in_use: Vec<_> = groups.filter_map(|g| g.policy_name.as_ref()).collect();
+    node.malformed.iter().filter(|name| in_use.contains(name)).cloned().collect()
+}
+
+/// The spec of a node with these PFs; `policies` are those that select it, weakest first.
+pub(super) fn spec(policies: &[Policy], pfs: &[InterfaceStatus]) -> SriovNetworkNodeStateSpec {
+    let mut interfaces: BTreeMap<&str, Interface> = BTreeMap::new();
+    let mut previous = None;
+    for policy in policies {
+        // Against the policy before it in the order, not against the one that produced the entry: kept from the Go operator.
+        let same_priority = previous == Some(policy.spec.priority);
+        previous = Some(policy.spec.priority);
+        for pf in pfs.iter().filter(|pf| is_selected(policy, pf)) {
+            let Some(new) = interface(policy, pf) else { continue };
+            let merged = match interfaces.remove(pf.pci_address.as_str()) {
+                Some(old) => merge(old, new, same_priority),
+                None => new,
+            };
+            interfaces.insert(&pf.pci_address, merged);
+        }
+    }
+    SriovNetworkNodeStateSpec {
+        interfaces: interfaces.into_values().collect(),
+        policy_revision: Some(revision(policies)),
+        ..SriovNetworkNodeStateSpec::default()
+    }
+}
+
+/// True when all non-empty fields of the selector agree; an entirely empty one selects nothing.
+fn is_selected(policy: &Policy, pf: &InterfaceStatus) -> bool {
+    let NicSelector { vendor, device_id, root_devices, pf_names: _, net_filter } = &policy.spec.nic_selector;
+    let given = |field: &Option<String>| field.as_ref().filter(|text| !text.is_empty()).cloned();
+    let (vendor, device_id, net_filter) = (given(vendor), given(device_id), given(net_filter));
+    if vendor.is_none() && device_id.is_none() && net_filter.is_none() && root_devices.is_empty() && policy.pf_names.is_empty() {
+        return false;
+    }
+    let equal = |wanted: &str, found: Option<&String>| found.is_some_and(|found| found.eq_ignore_ascii_case(wanted));
+    vendor.is_none_or(|v| equal(&v, pf.vendor.as_ref()))
+        && device_id.is_none_or(|d| equal(&d, pf.device_id.as_ref()))
+        && net_filter.is_none_or(|n| pf.net_filter.as_deref() == Some(n.trim()))
+        && (root_devices.is_empty() || root_devices.iter().any(|address| address.eq_ignore_ascii_case(&pf.pci_address)))
+        && (policy.pf_names.is_empty() || policy.pf_names.iter().any(|selector| names(pf).any(|name| *name == selector.name)))
+}
+
+fn names(pf: &InterfaceStatus) -> impl Iterator<Item = &String> {
+    pf.name.iter().chain(&pf.alt_names)
+}
+
+/// What one policy alone wants of a PF; nothing when it wants no VFs.
+fn interface(policy: &Policy, pf: &InterfaceStatus) -> Option<Interface> {
+    let all = VfRange::all_of(policy.num_vfs)?;
+    let named = policy.pf_names.iter().find(|selector| names(pf).any(|name| *name == selector.name));
+    let range = named.and_then(|selector| selector.range).unwrap_or(all);
+    let spec = &policy.spec;
+    let group = VfGroup {
+        resource_name: Some(spec.resource_name.clone()),
+        device_type: Some(spec.device_type.clone()),
+        vf_range: Some(range.to_string()),
+        policy_name: Some(policy.name.clone()),
+        mtu: spec.mtu,
+        is_rdma: spec.is_rdma,
+        vdpa_type: spec.vdpa_type.clone(),
+        need_vhost_net: spec.need_vhost_net,
+        exclude_topology: spec.exclude_topology,
+    };
+    Some(Interface {
+        pci_address: pf.pci_address.clone(),
+        name: pf.name.clone(),
+        num_vfs: i64::from(policy.num_vfs),
+        mtu: spec.mtu,
+        link_type: spec.link_type.clone(),
+        eswitch_mode: spec.eswitch_mode.clone(),
+        externally_managed: spec.externally_managed,
+        vf_groups: vec![group],
+    })
+}
+
+/// Puts a stronger policy's wish over what weaker ones wanted of the same PF.
+fn merge(old: Interface, new: Interface, same_priority: bool) -> Interface {
+    let stronger = new.vf_groups.first().cloned();
+    let survives = |group: &VfGroup| stronger.as_ref().is_none_or(|s| s.resource_name != group.resource_name && !overlap(s, group));
+    let kept: Vec<_> = old.vf_groups.into_iter().filter(survives).collect();
+    let mut merged = new;
+    if same_priority || !kept.is_empty() {
+        merged.mtu = merged.mtu.max(old.mtu);
+        merged.num_vfs = merged.num_vfs.max(old.num_vfs);
+    }
+    merged.vf_groups.extend(kept);
+    merged
+}
+
+fn overlap(a: &VfGroup, b: &VfGroup) -> bool {
+    let range = |group: &VfGroup| group.vf_range.as_deref().and_then(|text| text.parse::<VfRange>().ok());
+    range(a).zip(range(b)).is_some_and(|(a, b)| a.overlaps(b))
+}
+
+/// A hash (FNV-1a, 64 bits) of names and specs of the policies in their order: it moves exactly when a policy of the node does.
+fn revision(policies: &[Policy]) -> String {
+    let hash = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    let text = policies.iter().map(|p| format!("{}\0{}\0", p.name, serde_json::json!(p.spec)));
+    format!("{:016x}", text.flat_map(String::into_bytes).fold(0xcbf2_9ce4_8422_2325, hash))
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::DeserializeGuard;
+    use serde::Deserialize;
+    use sriov_crds::{SriovNetworkNodePolicy, SriovNetworkNodeState, SriovOperatorConfig};
+
+    use super::super::gather::Gathered;
+    use super::super::validate;
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct Input {
+        #[serde(default)]
+        config: Option<SriovOperatorConfig>,
+        #[serde(default)]
+        policies: Vec<serde_json::Value>,
+        labels: BTreeMap<String, String>,
+        #[serde(default)]
+        state: Option<SriovNetworkNodeState>,
+    }
+
+    fn node(input: Input) -> Node {
+        let guard = |value| std::sync::Arc::new(serde_json::from_value::<DeserializeGuard<SriovNetworkNodePolicy>>(value).unwrap());
+        let policies = input.policies.into_iter().map(guard).collect();
+        validate::node(Gathered { labels: Some(input.labels), config: input.config, policies, state: input.state })
+    }
+
+    fn noon() -> Timestamp {
+        "2026-01-01T12:00:00Z".parse().unwrap()
+    }
+
+    fn at(input: Input, now: Timestamp) -> Desired {
+        desired(&node(input), now, Duration::from_secs(1800))
+    }
+
+    #[test]
+    fn golden() {
+        crate::golden::check("node_policy", |input: Input| {
+            let mut desired = at(input, noon());
+            // Of the revision it is only said that it is there: it is a hash.
+            if let Some(revision) = desired.spec.as_mut().and_then(|s| s.policy_revision.as_mut()) {
+                "(hash)".clone_into(revision);
+            }
+            serde_json::json!({
+                "spec": desired.spec, "delete": desired.delete, "heldBy": desired.held_by,
+                "keep": format!("{:?}", desired.keep), "again": desired.again.map(|t| t.to_string()),
+            })
+        });
+    }
+
+    fn input(text: &str) -> Input {
+        serde_saphyr::from_str(text).unwrap()
+    }
+
+    const RENDERED: &str = r#"
+labels: {feature.node.kubernetes.io/network-sriov.capable: "true", kubernetes.io/os: linux}
+policies:
+- {apiVersion: sriovnetwork.openshift.io/v1, kind: SriovNetworkNodePolicy, metadata: {name: one}, spec: {resourceName: a, nodeSelector: {}, nicSelector: {pfNames: [eth0]}, numVfs: 2}}
+state:
+  apiVersion: sriovnetwork.openshift.io/v1
+  kind: SriovNetworkNodeState
+  metadata: {name: n}
+  spec: {}
+  status: {interfaces: [{pciAddress: "0000:01:00.0", name: eth0}]}
+"#;
+
+    #[test]
+    fn a_spec_that_is_already_there_is_not_written_again() {
+        let mut again = input(RENDERED);
+        again.state.as_mut().unwrap().spec = at(input(RENDERED), noon()).spec.unwrap();
+        assert_eq!(at(again, noon()), Desired::default());
+    }
+
+    #[test]
+    fn the_revision_moves_with_the_policies_and_with_nothing_else() {
+        let revision = |input: Input| at(input, noon()).spec.unwrap().policy_revision.unwrap();
+        let first = revision(input(RENDERED));
+        let renamed = revision(input(&RENDERED.replace("name: eth0}", "name: eth9}")));
+        assert_eq!(first, renamed, "PFs are not policies");
+        assert_ne!(first, revision(input(&RENDERED.replace("numVfs: 2", "numVfs: 3"))));
+        assert_ne!(first, revision(input(&RENDERED.replace("name: one", "name: two"))));
+    }
+
+    #[test]
+    fn a_node_that_left_is_kept_until_its_time_and_then_deleted() {
+        let mut gone = input(RENDERED);
+        gone.labels.clear();
+        let mut node = node(gone);
+        let half_hour = Duration::from_secs(1800);
+        let marked = desired(&node, noon(), half_hour);
+        let until: Timestamp = "2026-01-01T12:30:00Z".parse().unwrap();
+        assert_eq!((marked.keep, marked.again, marked.delete), (Keep::Until(until), Some(until), false));
+        assert!(marked.spec.is_none(), "what was wanted stays");
+        assert!(desired(&node, noon(), Duration::ZERO).delete);
+        let annotations = node.state.as_mut().unwrap().annotations_mut();
+        annotations.insert(keys::KEEP_STATE_UNTIL.into(), until.to_string());
+        assert_eq!(desired(&node, noon(), half_hour), Desired { again: Some(until), ..Desired::default() });
+        assert!(desired(&node, until, half_hour).delete);
+        node.selected = true;
+        assert_eq!(desired(&node, until, half_hour).keep, Keep::Clear);
+    }
+}

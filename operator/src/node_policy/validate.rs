@@ -1,0 +1,174 @@
+//! Pure: loose objects -> what `build` works on. A policy becomes a [`Policy`], or says in one sentence why it cannot; a node becomes a [`Node`].
+//!
+//! Only what makes a policy impossible to carry out makes it malformed here; what is merely unwise is the webhook's.
+
+use std::collections::BTreeMap;
+
+use kube::core::DeserializeGuard;
+use kube::{Resource, ResourceExt};
+use sriov_crds::node_policy::VFIO_PCI;
+use sriov_crds::node_state::{InterfaceStatus, SriovNetworkNodeStateStatus};
+use sriov_crds::{PfSelector, SriovNetworkNodePolicy, SriovNetworkNodePolicySpec, SriovNetworkNodeState, VfRangeError, keys};
+
+use super::gather::Gathered;
+
+/// Longest last part of an extended resource name.
+const RESOURCE_NAME_LENGTH: usize = 63;
+
+/// A policy that can be carried out.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Policy {
+    /// Its name.
+    pub name: String,
+    /// VFs wanted on each selected PF.
+    pub num_vfs: u16,
+    /// `nicSelector.pfNames`, read.
+    pub pf_names: Vec<PfSelector>,
+    /// Everything else, as it was written.
+    pub spec: SriovNetworkNodePolicySpec,
+}
+
+/// Why a policy cannot be carried out.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Malformed {
+    #[error("the object could not be read: {0}")]
+    Unreadable(String),
+    #[error("resourceName {0:?} must be 1 to 63 letters, digits, - or _, and begin and end with a letter or digit")]
+    ResourceName(String),
+    #[error("numVfs {0} must be from 0 to 65535")]
+    NumVfs(i64),
+    #[error("nicSelector.pfNames: {0}")]
+    PfName(VfRangeError),
+    #[error("nicSelector.pfNames: {selector} needs at least {needed} VFs, but numVfs is {num_vfs}")]
+    RangeBeyondNumVfs { selector: PfSelector, needed: u32, num_vfs: u16 },
+    #[error("isRdma and deviceType vfio-pci exclude each other: RDMA needs the kernel's driver")]
+    RdmaWithVfio,
+}
+
+/// A node as far as policies are concerned.
+#[derive(Debug)]
+pub(super) struct Node {
+    /// Whether the operator manages it.
+    pub selected: bool,
+    /// The policies that select it, weakest first.
+    pub policies: Vec<Policy>,
+    /// Names of malformed policies that might select it.
+    pub malformed: Vec<String>,
+    /// PFs that its daemon reported; `None` before the first report.
+    pub pfs: Option<Vec<InterfaceStatus>>,
+    /// Its state, if there is one.
+    pub state: Option<SriovNetworkNodeState>,
+}
+
+pub(super) fn policy(policy: &DeserializeGuard<SriovNetworkNodePolicy>) -> Result<Policy, Malformed> {
+    let object = policy.0.as_ref().map_err(|invalid| Malformed::Unreadable(invalid.error.clone()))?;
+    let mut spec = object.spec.clone();
+    if !is_resource_name(&spec.resource_name) {
+        return Err(Malformed::ResourceName(spec.resource_name));
+    }
+    let num_vfs = u16::try_from(spec.num_vfs).map_err(|_| Malformed::NumVfs(spec.num_vfs))?;
+    let pf_names = spec.nic_selector.pf_names.iter().map(|text| text.parse()).collect::<Result<Vec<PfSelector>, _>>().map_err(Malformed::PfName)?;
+    for selector in &pf_names {
+        let Some(needed) = selector.range.map(|range| u32::from(range.last()) + 1) else { continue };
+        if needed > u32::from(num_vfs) {
+            return Err(Malformed::RangeBeyondNumVfs { selector: selector.clone(), needed, num_vfs });
+        }
+    }
+    if spec.is_rdma && spec.device_type == VFIO_PCI {
+        return Err(Malformed::RdmaWithVfio);
+    }
+    // InfiniBand without RDMA is nothing; the Go operator's webhook says the same.
+    let infiniband = spec.link_type.as_deref().is_some_and(|link| link.eq_ignore_ascii_case("ib"));
+    spec.is_rdma |= infiniband && spec.device_type != VFIO_PCI;
+    Ok(Policy { name: policy.name_any(), num_vfs, pf_names, spec })
+}
+
+fn is_resource_name(name: &str) -> bool {
+    let alphanumeric = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    name.len() <= RESOURCE_NAME_LENGTH
+        && alphanumeric(name.chars().next())
+        && alphanumeric(name.chars().last())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+}
+
+pub(super) fn node(gathered: Gathered) -> Node {
+    let Gathered { labels, config, policies, state } = gathered;
+    let selector = node_selector(config.as_ref().map(|c| &c.spec.config_daemon_node_selector));
+    let selected = labels.as_ref().is_some_and(|labels| selects(&selector, labels));
+    let mut valid = vec![];
+    let mut malformed = vec![];
+    for object in policies.iter().filter(|p| p.name_any() != keys::LEGACY_DEFAULT_POLICY) {
+        // Deleted means not wanted any more, also while someone's finalizer keeps the object.
+        if object.meta().deletion_timestamp.is_some() || !labels.as_ref().is_some_and(|labels| may_select(object, labels)) {
+            continue;
+        }
+        match policy(object) {
+            Ok(policy) => valid.push(policy),
+            Err(_) => malformed.push(object.name_any()),
+        }
+    }
+    // sriov-network-operator, controllers: applied in this order, later ones override.
+    valid.sort_by(|a, b| b.spec.priority.cmp(&a.spec.priority).then_with(|| a.name.cmp(&b.name)));
+    let pfs = state.as_ref().and_then(|s| s.status.as_ref()).filter(|s| was_reported(s)).map(|s| s.interfaces.clone());
+    Node { selected, policies: valid, malformed, pfs, state }
+}
+
+/// The node selector in force: the configured one replaces the default entirely.
+pub(crate) fn node_selector(configured: Option<&BTreeMap<String, String>>) -> BTreeMap<String, String> {
+    match configured.filter(|selector| !selector.is_empty()) {
+        Some(selector) => selector.clone(),
+        None => [(keys::CAPABLE_LABEL, "true"), (keys::OS_LABEL, "linux")].map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+    }
+}
+
+/// True when every pair of the selector is among the labels.
+pub(super) fn selects(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
+    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+/// True when the policy selects a node with these labels, or cannot be read.
+pub(super) fn may_select(policy: &DeserializeGuard<SriovNetworkNodePolicy>, labels: &BTreeMap<String, String>) -> bool {
+    policy.0.as_ref().map_or(true, |policy| selects(&policy.spec.node_selector, labels))
+}
+
+/// A daemon that wrote anything has looked at the machine: an empty list of PFs then means that there are none.
+pub(super) fn was_reported(status: &SriovNetworkNodeStateStatus) -> bool {
+    !status.interfaces.is_empty() || status.sync_status.is_some() || status.observed_generation.is_some() || !status.conditions.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn malformed(change: serde_json::Value) -> String {
+        let mut spec = json!({ "resourceName": "nics", "nodeSelector": {}, "nicSelector": { "pfNames": ["eth0"] }, "numVfs": 4 });
+        spec.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        let object = json!({ "apiVersion": "sriovnetwork.openshift.io/v1", "kind": "SriovNetworkNodePolicy", "metadata": { "name": "p" }, "spec": spec });
+        let guard: DeserializeGuard<SriovNetworkNodePolicy> = serde_json::from_value(object).unwrap();
+        policy(&guard).map(|_| "fine".to_owned()).unwrap_or_else(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_malformed_policy_says_what_was_given_and_what_is_allowed() {
+        assert_eq!(malformed(json!({})), "fine");
+        assert!(malformed(json!({ "resourceName": "" })).contains("1 to 63"));
+        assert!(malformed(json!({ "resourceName": "-nics" })).contains(r#""-nics""#));
+        assert!(malformed(json!({ "numVfs": 70000 })).contains("numVfs 70000 must be from 0 to 65535"));
+        assert!(malformed(json!({ "nicSelector": { "pfNames": ["eth0#3-1"] } })).contains("empty VF range 3-1"));
+        assert!(malformed(json!({ "nicSelector": { "pfNames": ["eth0#0-4"] } })).contains("eth0#0-4 needs at least 5 VFs, but numVfs is 4"));
+        assert!(malformed(json!({ "isRdma": true, "deviceType": "vfio-pci" })).contains("exclude each other"));
+        assert!(malformed(json!({ "numVfs": "four" })).contains("could not be read"));
+    }
+
+    #[test]
+    fn without_a_configured_selector_the_label_of_node_feature_discovery_counts() {
+        let labels = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<BTreeMap<_, _>>();
+        let default = node_selector(Some(&BTreeMap::new()));
+        assert!(selects(&default, &labels(&[(keys::CAPABLE_LABEL, "true"), (keys::OS_LABEL, "linux"), ("more", "x")])));
+        assert!(!selects(&default, &labels(&[(keys::CAPABLE_LABEL, "false"), (keys::OS_LABEL, "linux")])));
+        let own = node_selector(Some(&labels(&[("pool", "a")])));
+        assert_eq!(own, labels(&[("pool", "a")]));
+    }
+}
