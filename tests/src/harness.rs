@@ -95,7 +95,7 @@ fn boot_and_run(topology: Topology, chosen: &[&Test]) -> Vec<&'static str> {
     let mut lab = match check_host().and_then(|()| Lab::boot(topology)) {
         Ok(lab) => lab,
         Err(error) => {
-            eprintln!("Error: {error:?}");
+            eprintln!("Error: {error:#}");
             chosen.iter().for_each(|(name, _)| println!("test {name} ... FAILED (no lab)"));
             return chosen.iter().map(|(name, _)| *name).collect();
         }
@@ -125,7 +125,7 @@ fn run_one(lab: &mut Lab, name: &str, test: fn(&mut Lab) -> Result<()>) -> bool 
             println!("test {name} ... ok ({seconds:.1}s)");
             return true;
         }
-        Ok(Err(error)) => format!("{error:?}"),
+        Ok(Err(error)) => format!("{error:#}"),
         Err(panic) => panic_text(&*panic),
     };
     println!("test {name} ... FAILED ({seconds:.1}s)\n---- {name} ----\n{reason}");

@@ -11,6 +11,7 @@
 pub mod artifacts;
 pub mod attach;
 pub mod certificates;
+pub mod config_daemon;
 pub mod control_plane;
 pub mod diagnostics;
 pub mod guest;

@@ -5,8 +5,9 @@
 //! Invariant: a lab that this program brought up ends with this program; `--detach` only moves that program into the background.
 #![expect(clippy::print_stdout, reason = "a command line tool prints")]
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -91,16 +92,20 @@ impl Up {
     }
 }
 
-fn main() -> Result<ExitCode> {
+fn main() -> ExitCode {
     let cli = Cli::parse();
-    match cli.verb {
+    let outcome = match cli.verb {
         Verb::Up(up) if up.detach => detach(),
         Verb::Up(up) => keep(&up),
         Verb::Down => down(cli.lab),
         Verb::Status => status(),
         Verb::Exec { node, limit, argv } => exec(cli.lab, &node, Duration::from_secs(limit), &argv),
         Verb::Kubectl { arguments } => kubectl(cli.lab, &arguments),
-    }
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("lab: {error:#}");
+        ExitCode::FAILURE
+    })
 }
 
 fn keep(up: &Up) -> Result<ExitCode> {
@@ -116,8 +121,8 @@ fn keep(up: &Up) -> Result<ExitCode> {
 
 fn detach() -> Result<ExitCode> {
     check_host()?;
-    let log = base().join(format!("sriov-lab-up.{}.log", std::process::id()));
-    let file = File::create(&log).with_context(|| format!("create {}", log.display()))?;
+    let first = log_of(std::process::id());
+    let file = File::create(&first).with_context(|| format!("create {}", first.display()))?;
     let arguments = std::env::args().skip(1).filter(|argument| argument != "--detach");
     let child = Command::new(std::env::current_exe()?)
         .args(arguments)
@@ -128,6 +133,9 @@ fn detach() -> Result<ExitCode> {
         .stderr(file)
         .spawn();
     let mut child = child.context("start the background program")?;
+    // Named after the lab's process, so that `down` finds it.
+    let log = log_of(child.id());
+    fs::rename(&first, &log)?;
     let until = Instant::now() + UP_LIMIT;
     loop {
         if let Some(status) = child.try_wait()? {
@@ -147,6 +155,10 @@ fn detach() -> Result<ExitCode> {
     }
 }
 
+fn log_of(pid: u32) -> PathBuf {
+    base().join(format!("sriov-lab-up.{pid}.log"))
+}
+
 fn end(owner: Option<ProcessId>) -> Result<()> {
     let Some(owner) = owner else { return Ok(()) };
     owner.signal(Signal::TERM);
@@ -158,6 +170,8 @@ fn end(owner: Option<ProcessId>) -> Result<()> {
         }
         thread::sleep(Duration::from_millis(50));
     }
+    // Only a lab in the background has one.
+    fs::remove_file(log_of(owner.pid)).ok();
     remove_leftovers(&base())
 }
 

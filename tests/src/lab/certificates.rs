@@ -47,8 +47,9 @@ impl Certificates {
         for name in ["admin", "kcm", "scheduler"] {
             certificates.write_kubeconfig(name)?;
         }
-        let key = certificates.path("sa.key");
+        let (key, public) = (certificates.path("sa.key"), certificates.path("sa.pub"));
         processes.output(&words(&["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", &key]))?;
+        processes.output(&words(&["openssl", "pkey", "-in", &key, "-pubout", "-out", &public]))?;
         Ok(certificates)
     }
 

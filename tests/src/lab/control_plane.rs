@@ -167,7 +167,7 @@ fn api_server_argv(artifacts: &Artifacts, certificates: &Certificates) -> Result
         ("kubelet-client-key", &file("kubelet-client.key")),
         ("kubelet-preferred-address-types", "InternalIP"),
         ("service-account-issuer", "https://kubernetes.default.svc"),
-        ("service-account-key-file", &file("sa.key")),
+        ("service-account-key-file", &file("sa.pub")),
         ("service-account-signing-key-file", &file("sa.key")),
         ("service-cluster-ip-range", "10.96.0.0/16"),
         ("authorization-mode", "Node,RBAC"),

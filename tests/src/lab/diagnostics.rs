@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::Lab;
+use super::artifacts::workspace;
 use super::guest::Guest;
 
 const QUESTION_LIMIT: Duration = Duration::from_secs(15);
@@ -45,7 +46,7 @@ const CLUSTER_QUESTIONS: [(&str, &[&str]); 9] = [
 
 /// Where failures of this program's tests are kept.
 pub fn base() -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"), PathBuf::from);
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
     let program = std::env::current_exe().ok().and_then(|path| Some(path.file_stem()?.to_string_lossy().into_owned()));
     let program = program.unwrap_or_else(|| "lab".to_owned());
     // Cargo appends a hash to the names of test programs.

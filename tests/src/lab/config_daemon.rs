@@ -1,0 +1,114 @@
+//! I/O: the config daemon's commands that need no cluster, in a guest.
+//!
+//! What lives here: copying the program there, the form of a wish, reading what it prints. What does not: what is right (the tests).
+//!
+//! Invariant: the program is the one that was built from this tree just now.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use sriov_host::inventory::{Inventory, Pf};
+
+use super::artifacts::product;
+use super::guest::{Guest, Outcome};
+use super::topology::Nic;
+
+/// Where the program is in a guest.
+pub const PROGRAM: &str = "/usr/local/bin/sriov-config-daemon";
+
+/// Making VFs takes seconds each under emulation.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// The config daemon in one guest.
+#[derive(Debug)]
+pub struct ConfigDaemon<'a> {
+    guest: &'a Guest,
+}
+
+/// What is wanted of one PF: a number of VFs in groups.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    interface: Value,
+}
+
+impl Wish {
+    /// So many VFs on a PF, for nothing yet.
+    pub fn vfs(nic: Nic, count: u8) -> Self {
+        Self { interface: json!({ "pciAddress": nic.pci_address(), "name": nic.netdev(), "numVfs": count, "vfGroups": [] }) }
+    }
+
+    /// A range such as `0-1` of them for a driver kind, `netdevice` or `vfio-pci`.
+    #[must_use]
+    pub fn group(mut self, range: &str, device_type: &str) -> Self {
+        let group = json!({ "vfRange": range, "deviceType": device_type, "resourceName": "pool", "policyName": format!("{device_type}-policy") });
+        if let Some(groups) = self.interface["vfGroups"].as_array_mut() {
+            groups.push(group);
+        }
+        self
+    }
+
+    /// The MTU of the PF and of every group so far.
+    #[must_use]
+    pub fn mtu(mut self, mtu: u32) -> Self {
+        self.interface["mtu"] = json!(mtu);
+        self.interface["vfGroups"].as_array_mut().into_iter().flatten().for_each(|group| group["mtu"] = json!(mtu));
+        self
+    }
+}
+
+impl<'a> ConfigDaemon<'a> {
+    /// Builds the program if it changed and copies it into the guest.
+    pub fn install(guest: &'a Guest) -> Result<Self> {
+        guest.copy_program(&product("sriov-config-daemon", "sriov-config-daemon")?, PROGRAM)?;
+        Ok(Self { guest })
+    }
+
+    /// The program that an earlier test installed.
+    pub fn installed(guest: &'a Guest) -> Self {
+        Self { guest }
+    }
+
+    fn run(&self, arguments: &[&str], input: String) -> Result<Outcome> {
+        self.guest.command(&[&[PROGRAM], arguments].concat()).stdin(input).limit(LIMIT).outcome()
+    }
+
+    /// What the program sees of the machine.
+    pub fn observe(&self) -> Result<Inventory> {
+        let outcome = self.run(&["observe", "-o", "json"], String::new())?;
+        serde_json::from_slice(&outcome.stdout).with_context(|| format!("observe: {outcome}"))
+    }
+
+    /// What it sees of one PF.
+    pub fn pf(&self, nic: Nic) -> Result<Pf> {
+        let found = self.observe()?.pfs.into_iter().find(|pf| pf.address.to_string() == nic.pci_address());
+        found.with_context(|| format!("observe does not show the PF {}", nic.pci_address()))
+    }
+
+    /// What it would do, as it says it.
+    pub fn plan(&self, wishes: &[Wish]) -> Result<String> {
+        Ok(self.run(&["plan", "-f", "-"], node_state(wishes))?.text())
+    }
+
+    /// Does it; status 0 when all is done.
+    pub fn apply(&self, wishes: &[Wish]) -> Result<Outcome> {
+        self.run(&["apply", "-f", "-"], node_state(wishes))
+    }
+
+    /// Takes everything back.
+    pub fn reset(&self) -> Result<Outcome> {
+        self.run(&["reset"], String::new())
+    }
+}
+
+/// A SriovNetworkNodeState with these interfaces, as the operator writes it.
+pub fn node_state(wishes: &[Wish]) -> String {
+    let interfaces: Vec<_> = wishes.iter().map(|wish| &wish.interface).collect();
+    json!({
+        "apiVersion": "sriovnetwork.openshift.io/v1",
+        "kind": "SriovNetworkNodeState",
+        "metadata": { "name": "node1" },
+        "spec": { "interfaces": interfaces, "policyRevision": "test" },
+    })
+    .to_string()
+}
