@@ -180,11 +180,10 @@ impl Plugin {
             }
         }
         for (name, serving) in &mut self.serving {
-            if let Err(error) = serving.ensure_bound() {
-                tracing::error!(pool = %name, %error, "failed to open the pool's socket");
-            }
-            if restarted {
-                serving.register_again();
+            match serving.ensure_bound() {
+                Ok(false) if restarted => serving.register_again(),
+                Ok(_) => {}
+                Err(error) => tracing::error!(pool = %name, %error, "failed to open the pool's socket"),
             }
         }
         self.kubelet = kubelet.or(self.kubelet.take());

@@ -87,6 +87,13 @@ fn drives(selector: &Selector, driver: &str) -> bool {
     selector.drivers.is_empty() || selector.drivers.iter().any(|wanted| wanted == driver)
 }
 
+/// Whether the selector means certain devices, not a kind of device.
+fn names_devices(selector: &Selector) -> bool {
+    !selector.pci_addresses.is_empty()
+        || selector.pf_names.iter().any(|ranged| ranged.indexes.is_some())
+        || selector.root_devices.iter().any(|ranged| ranged.indexes.is_some())
+}
+
 /// An empty key takes everything.
 fn any<T>(wanted: &[T], is: impl Fn(&T) -> bool) -> bool {
     wanted.is_empty() || wanted.iter().any(is)
@@ -130,7 +137,7 @@ impl Candidate<'_> {
             Match::No
         } else if self.driver().is_some_and(|driver| drives(selector, driver)) {
             Match::Full
-        } else if self.is_named_by(selector) {
+        } else if names_devices(selector) {
             Match::NamedOnly
         } else {
             Match::No
@@ -144,13 +151,6 @@ impl Candidate<'_> {
 
     fn pf_has_name(&self, name: &str) -> bool {
         self.pf.names().any(|own| own.eq_ignore_ascii_case(name))
-    }
-
-    /// Whether the selector means this one device, not a kind of device. It is asked only after the other keys agreed.
-    fn is_named_by(&self, selector: &Selector) -> bool {
-        !selector.pci_addresses.is_empty()
-            || selector.pf_names.iter().any(|ranged| ranged.indexes.is_some())
-            || selector.root_devices.iter().any(|ranged| ranged.indexes.is_some())
     }
 }
 

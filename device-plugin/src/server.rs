@@ -46,8 +46,7 @@ impl Node {
             return Some(Present { driver: vf.driver, iommu_group: vf.iommu_group });
         }
         let pf = discover::pf(&self.host, address).ok().flatten()?;
-        let group = self.host.sysfs().read_link_name(&format!("/sys/bus/pci/devices/{address}/iommu_group")).ok().flatten();
-        Some(Present { driver: pf.driver, iommu_group: group.and_then(|group| group.parse().ok()) })
+        Some(Present { driver: pf.driver, iommu_group: discover::iommu_group_of(&self.host, address).ok()? })
     }
 }
 
@@ -75,7 +74,8 @@ impl DevicePlugin for Service {
     async fn get_preferred_allocation(&self, request: Request<api::PreferredAllocationRequest>) -> Answer<api::PreferredAllocationResponse> {
         // Not announced in the options; an empty preference leaves the choice to the kubelet.
         let containers = request.into_inner().container_requests.len();
-        Ok(Response::new(api::PreferredAllocationResponse { container_responses: vec![Default::default(); containers] }))
+        let none = api::ContainerPreferredAllocationResponse::default();
+        Ok(Response::new(api::PreferredAllocationResponse { container_responses: vec![none; containers] }))
     }
 
     async fn allocate(&self, request: Request<api::AllocateRequest>) -> Answer<api::AllocateResponse> {
@@ -168,10 +168,10 @@ impl Serving {
     }
 
     /// Makes the socket, and registers it, if there is none or someone removed it. A kubelet removes all sockets when it starts. One that
-    /// another instance has put in its place is left alone: during an upgrade the newer instance serves.
-    pub fn ensure_bound(&mut self) -> Result<(), SocketError> {
+    /// another instance has put in its place is left alone: during an upgrade the newer instance serves. True when the socket is new.
+    pub fn ensure_bound(&mut self) -> Result<bool, SocketError> {
         if self.bound.is_some() && self.path.exists() {
-            return Ok(());
+            return Ok(false);
         }
         self.bound = None;
         let (listener, identity) = socket::bind(&self.path)?;
@@ -188,7 +188,7 @@ impl Serving {
         let again = Arc::new(Notify::new());
         let registrar = tokio::spawn(kubelet::keep_registered(self.node.sockets.clone(), self.pool().name.clone(), again.clone()));
         self.bound = Some(Bound { identity, again, registrar, _serving: serving });
-        Ok(())
+        Ok(true)
     }
 
     /// Registers again: there is a new kubelet.

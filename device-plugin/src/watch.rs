@@ -127,7 +127,7 @@ fn drain(fd: &OwnedFd) -> io::Result<()> {
 }
 
 /// A wait for events ends now and then, because it needs an end; a day is no load.
-const EVENT_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
+const EVENT_WAIT: Duration = Duration::from_hours(24);
 
 /// Wakes at each change of a PCI function or a netdev, on a thread of its own that ends with the process.
 pub fn devices() -> Result<Arc<Notify>, UeventError> {

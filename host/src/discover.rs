@@ -137,6 +137,11 @@ pub fn vf_location(host: &Host, vf: PciAddress) -> Result<VfLocation, DiscoverEr
     Ok(VfLocation { pf, index: vf_index(sysfs, pf, vf)?, driver: driver::current(host, vf)?, iommu_group: iommu_group(sysfs, &device)? })
 }
 
+/// The IOMMU group number (`/dev/vfio/<group>`) of a PCI function of any kind; `None` without an IOMMU.
+pub fn iommu_group_of(host: &Host, address: PciAddress) -> Result<Option<u32>, DiscoverError> {
+    iommu_group(host.sysfs(), &pci_device(address))
+}
+
 /// The VFs that a PF has now, in order of index, from its `virtfnN` links.
 pub fn vf_addresses(host: &Host, pf: PciAddress) -> Result<Vec<(VfIndex, PciAddress)>, DiscoverError> {
     let device = pci_device(pf);

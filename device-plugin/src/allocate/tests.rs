@@ -73,27 +73,28 @@ fn pool(health: Health) -> Pool {
     pool
 }
 
-fn refused(pool: &Pool, id: &str, present: Option<Present>) -> AllocateError {
-    container(pool, &[id.to_owned()], &|_| present.clone()).unwrap_err()
+fn refused(pool: &Pool, id: &str, present: Option<&Present>) -> AllocateError {
+    container(pool, &[id.to_owned()], &|_| present.cloned()).unwrap_err()
 }
 
 #[test]
 fn what_is_not_there_as_it_was_offered_is_refused() {
     let pool = pool(Health::Healthy);
-    let present = |driver: Option<&str>, iommu_group| Some(Present { driver: driver.map(str::to_owned), iommu_group });
+    let present = |driver: Option<&str>, iommu_group| Present { driver: driver.map(str::to_owned), iommu_group };
+    let right = present(Some("vfio-pci"), Some(8));
     let name = pool.name.clone();
-    assert!(matches!(refused(&pool, "0000:01:10.2", present(Some("vfio-pci"), Some(8))), AllocateError::MissDevice { .. }));
-    assert!(matches!(refused(&pool, "no address", present(Some("vfio-pci"), Some(8))), AllocateError::MissDevice { .. }));
+    assert!(matches!(refused(&pool, "0000:01:10.2", Some(&right)), AllocateError::MissDevice { .. }));
+    assert!(matches!(refused(&pool, "no address", Some(&right)), AllocateError::MissDevice { .. }));
     assert_eq!(refused(&pool, "0000:01:10.0", None), AllocateError::LoseDevice { address: address(), pool: name });
-    assert!(matches!(refused(&pool, "0000:01:10.0", present(Some("vfio-pci"), None)), AllocateError::MissGroup { .. }));
-    let moved = refused(&pool, "0000:01:10.0", present(Some("igbvf"), Some(8)));
+    assert!(matches!(refused(&pool, "0000:01:10.0", Some(&present(Some("vfio-pci"), None))), AllocateError::MissGroup { .. }));
+    let moved = refused(&pool, "0000:01:10.0", Some(&present(Some("igbvf"), Some(8))));
     assert_eq!(moved.to_string(), "0000:01:10.0 of intel.com/a has driver igbvf, it was offered with vfio-pci");
-    let unbound = refused(&pool, "0000:01:10.0", present(None, Some(8)));
+    let unbound = refused(&pool, "0000:01:10.0", Some(&present(None, Some(8))));
     assert_eq!(unbound.to_string(), "0000:01:10.0 of intel.com/a has driver none, it was offered with vfio-pci");
 }
 
 #[test]
 fn an_unhealthy_device_is_refused_with_its_reason() {
-    let error = refused(&pool(Health::Unbound), "0000:01:10.0", Some(Present { driver: None, iommu_group: None }));
+    let error = refused(&pool(Health::Unbound), "0000:01:10.0", Some(&Present { driver: None, iommu_group: None }));
     assert_eq!(error.to_string(), "0000:01:10.0 of intel.com/a cannot be used: no driver is bound");
 }

@@ -1,0 +1,201 @@
+//! I/O: a stand-in for the kubelet's device manager, for the device plugin's tests: it takes registrations, connects to what registered, and
+//! keeps what each resource has told.
+//!
+//! It does what `pkg/kubelet/cm/devicemanager` of Kubernetes 1.36 does, as far as a plugin can see it: at its start it removes all sockets from
+//! its folder and makes `kubelet.sock`; it answers a registration only after it has connected back; it reads `ListAndWatch` until it ends.
+//!
+//! What does not live here: giving devices to pods by itself. A test asks for an allocation.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tokio::net::UnixListener;
+use tokio::sync::{oneshot, watch};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::{Channel, Endpoint, Server};
+use tonic::{Request, Response, Status};
+
+use crate::api::deviceplugin_v1beta1 as v1beta1;
+use v1beta1::device_plugin_client::DevicePluginClient;
+use v1beta1::registration_server::{Registration, RegistrationServer};
+
+/// How long a test waits for something that should come at once.
+pub const SOON: Duration = Duration::from_secs(10);
+
+/// What one registered resource has told.
+#[derive(Clone, Debug, Default)]
+pub struct Resource {
+    /// The last registration.
+    pub request: v1beta1::RegisterRequest,
+    /// How often it has registered with this kubelet.
+    pub registrations: usize,
+    /// All device lists since the last registration, oldest first.
+    pub lists: Vec<Vec<v1beta1::Device>>,
+    /// `ListAndWatch` of the last registration is still open.
+    pub watching: bool,
+}
+
+impl Resource {
+    /// Ids in the last list.
+    pub fn ids(&self) -> Vec<&str> {
+        self.lists.last().map(|devices| devices.iter().map(|device| device.id.as_str()).collect()).unwrap_or_default()
+    }
+
+    /// Ids in the last list that may be given to pods.
+    pub fn healthy(&self) -> Vec<&str> {
+        let last = self.lists.last().map(Vec::as_slice).unwrap_or_default();
+        last.iter().filter(|device| device.health == "Healthy").map(|device| device.id.as_str()).collect()
+    }
+}
+
+/// All resources by name (`prefix/resource`).
+pub type Resources = BTreeMap<String, Resource>;
+
+/// What the tasks of one kubelet share.
+#[derive(Debug)]
+struct Shared {
+    folder: PathBuf,
+    resources: watch::Sender<Resources>,
+    /// Registrations still to be refused.
+    refusals: watch::Sender<usize>,
+}
+
+/// A running kubelet. Dropped, it is gone, and its socket file stays, as after a kill.
+#[derive(Debug)]
+pub struct Kubelet {
+    shared: Arc<Shared>,
+    _running: oneshot::Sender<()>,
+}
+
+impl Kubelet {
+    /// Starts a kubelet with this device plugin folder, which refuses the first `refusals` registrations.
+    pub fn start(folder: &Path, refusals: usize) -> Result<Self> {
+        fs::create_dir_all(folder)?;
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            if entry.file_type()?.is_socket() {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Self::listen(folder, refusals)
+    }
+
+    /// As [`Kubelet::start`], of a kubelet that leaves the sockets of plugins alone.
+    pub fn start_without_wiping(folder: &Path) -> Result<Self> {
+        let socket = folder.join("kubelet.sock");
+        if socket.exists() {
+            fs::remove_file(&socket)?;
+        }
+        Self::listen(folder, 0)
+    }
+
+    fn listen(folder: &Path, refusals: usize) -> Result<Self> {
+        let listener = UnixListener::bind(folder.join("kubelet.sock")).context("listen on kubelet.sock")?;
+        let shared =
+            Arc::new(Shared { folder: folder.to_owned(), resources: watch::Sender::new(Resources::new()), refusals: watch::Sender::new(refusals) });
+        let (running, ended) = oneshot::channel::<()>();
+        let server = Server::builder().add_service(RegistrationServer::new(Registrations(shared.clone())));
+        tokio::spawn(server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), async { drop(ended.await) }));
+        Ok(Self { shared, _running: running })
+    }
+
+    /// Waits until the resources are as the condition says, and gives them as they are then.
+    pub async fn until(&self, condition: impl Fn(&Resources) -> bool) -> Result<Resources> {
+        let mut resources = self.shared.resources.subscribe();
+        let wait = resources.wait_for(|resources| condition(resources));
+        if let Ok(resources) = tokio::time::timeout(SOON, wait).await {
+            return Ok(resources?.clone());
+        }
+        bail!("the kubelet has after {SOON:?}: {:#?}", self.now())
+    }
+
+    /// As [`Kubelet::until`], of one resource that is registered.
+    pub async fn until_resource(&self, name: &str, condition: impl Fn(&Resource) -> bool) -> Result<Resource> {
+        let mut resources = self.until(|resources| resources.get(name).is_some_and(&condition)).await.with_context(|| format!("wait for {name}"))?;
+        resources.remove(name).with_context(|| format!("{name} vanished"))
+    }
+
+    /// The resources as they are.
+    pub fn now(&self) -> Resources {
+        self.shared.resources.borrow().clone()
+    }
+
+    /// Registrations that are still to be refused.
+    pub fn refusals_left(&self) -> usize {
+        *self.shared.refusals.borrow()
+    }
+
+    /// Asks the resource's plugin for these devices for one container.
+    pub async fn allocate(&self, name: &str, ids: &[&str]) -> Result<v1beta1::ContainerAllocateResponse, Status> {
+        let endpoint = self.now().get(name).map(|resource| resource.request.endpoint.clone());
+        let endpoint = endpoint.ok_or_else(|| Status::not_found(format!("{name} is not registered")))?;
+        let mut plugin = connect(&self.shared.folder.join(endpoint)).await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let devices_ids = ids.iter().map(ToString::to_string).collect();
+        let request = v1beta1::AllocateRequest { container_requests: vec![v1beta1::ContainerAllocateRequest { devices_ids }] };
+        let mut answers = plugin.allocate(request).await?.into_inner().container_responses;
+        answers.pop().filter(|_| answers.is_empty()).ok_or_else(|| Status::internal("expected one answer for one container"))
+    }
+}
+
+async fn connect(socket: &Path) -> Result<DevicePluginClient<Channel>> {
+    let channel = Endpoint::from_shared(format!("unix:{}", socket.display()))?.connect().await?;
+    Ok(DevicePluginClient::new(channel))
+}
+
+/// The service on `kubelet.sock`.
+struct Registrations(Arc<Shared>);
+
+#[tonic::async_trait]
+impl Registration for Registrations {
+    async fn register(&self, request: Request<v1beta1::RegisterRequest>) -> Result<Response<v1beta1::Empty>, Status> {
+        let request = request.into_inner();
+        let refused = self.0.refusals.send_if_modified(|left| {
+            let refuse = *left > 0;
+            *left = left.saturating_sub(1);
+            refuse
+        });
+        if refused {
+            return Err(Status::unavailable("not now"));
+        }
+        if request.version != "v1beta1" {
+            return Err(Status::invalid_argument(format!("version {} is not v1beta1", request.version)));
+        }
+        let name = request.resource_name.clone();
+        let mut plugin = connect(&self.0.folder.join(&request.endpoint)).await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let options = plugin.get_device_plugin_options(v1beta1::Empty {}).await?.into_inner();
+        if options.pre_start_required || options.get_preferred_allocation_available {
+            return Err(Status::unimplemented("this kubelet offers neither"));
+        }
+        let mut number = 0;
+        self.0.resources.send_modify(|resources| {
+            let resource = resources.entry(name.clone()).or_default();
+            number = resource.registrations + 1;
+            *resource = Resource { request, registrations: number, lists: Vec::new(), watching: true };
+        });
+        tokio::spawn(watch_devices(self.0.clone(), name, number, plugin));
+        Ok(Response::new(v1beta1::Empty {}))
+    }
+}
+
+/// Follows `ListAndWatch` to its end. What an earlier registration still tells is of no interest.
+async fn watch_devices(shared: Arc<Shared>, name: String, number: usize, mut plugin: DevicePluginClient<Channel>) {
+    let tell = |change: &dyn Fn(&mut Resource)| {
+        shared.resources.send_modify(|resources| {
+            if let Some(resource) = resources.get_mut(&name).filter(|resource| resource.registrations == number) {
+                change(resource);
+            }
+        });
+    };
+    if let Ok(answer) = plugin.list_and_watch(v1beta1::Empty {}).await {
+        let mut lists = answer.into_inner();
+        while let Ok(Some(list)) = lists.message().await {
+            tell(&|resource| resource.lists.push(list.devices.clone()));
+        }
+    }
+    tell(&|resource| resource.watching = false);
+}

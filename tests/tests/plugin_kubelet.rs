@@ -1,0 +1,419 @@
+//! I/O: the device plugin's binary between a kubelet stand-in, a config file and a tree that stands for the machine's `/sys`, all in a temporary
+//! folder. Tier 1: needs nothing but the build.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Error, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use sriov_host::testing::{FakeSysfs, SysfsTree, igb_pf};
+use sriov_tests::kubelet::{Kubelet, Resource, SOON};
+use sriov_tests::lab::artifacts::product;
+
+const VFS: [&str; 4] = ["0000:01:10.0", "0000:01:10.2", "0000:01:10.4", "0000:01:10.6"];
+
+/// A machine with an igb PF of four VFs on igbvf, folders for the plugin, and the plugin once it was started.
+struct Bench {
+    machine: FakeSysfs,
+    dir: tempfile::TempDir,
+    plugin: Option<Child>,
+}
+
+impl Bench {
+    fn new() -> Result<Self> {
+        let bench = Self { machine: igb_pf(SysfsTree::new(), 4).build()?, dir: tempfile::tempdir()?, plugin: None };
+        fs::create_dir_all(bench.sockets())?;
+        Ok(bench)
+    }
+
+    /// The plugin runs, this configuration is in its file, and the kubelet runs.
+    fn running(config: &Value) -> Result<(Self, Kubelet)> {
+        let mut bench = Self::new()?;
+        bench.configure(&config.to_string())?;
+        let kubelet = Kubelet::start(&bench.sockets(), 0)?;
+        bench.start()?;
+        Ok((bench, kubelet))
+    }
+
+    fn sockets(&self) -> PathBuf {
+        self.dir.path().join("device-plugins")
+    }
+
+    fn config_file(&self) -> PathBuf {
+        self.dir.path().join("run/device-plugin/config.json")
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Replaces the file as the config daemon does.
+    fn configure(&self, text: &str) -> Result<()> {
+        let file = self.config_file();
+        let fresh = file.with_extension("new");
+        fs::create_dir_all(file.parent().context("folder")?)?;
+        fs::write(&fresh, text)?;
+        Ok(fs::rename(&fresh, &file)?)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = Command::new(binary()?);
+        command.arg("--config-file").arg(self.config_file()).arg("--root").arg(self.machine.path());
+        command.arg("--socket-dir").arg(self.sockets()).arg("--device-info-dir").arg(self.dir.path().join("devinfo"));
+        command.args(["-resource-prefix=openshift.io", "-v=10"]).args(arguments);
+        Ok(command)
+    }
+
+    fn start(&mut self) -> Result<()> {
+        let log = fs::File::options().create(true).append(true).open(self.dir.path().join("log"))?;
+        self.plugin = Some(self.command(&[])?.stderr(log).stdout(Stdio::null()).spawn()?);
+        Ok(())
+    }
+
+    fn run(&self, arguments: &[&str]) -> Result<Output> {
+        let mut child = self.command(arguments)?.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        end_of(&mut child)?;
+        Ok(child.wait_with_output()?)
+    }
+
+    fn process_id(&self) -> Result<u32> {
+        Ok(self.plugin.as_ref().context("the plugin was not started")?.id())
+    }
+
+    fn terminate(&mut self) -> Result<ExitStatus> {
+        let id = i32::try_from(self.process_id()?)?;
+        kill_process(Pid::from_raw(id).context("process id")?, Signal::TERM)?;
+        end_of(self.plugin.as_mut().context("the plugin was not started")?)
+    }
+
+    fn socket(&self, resource: &str) -> PathBuf {
+        self.sockets().join(format!("openshift.io_{resource}.sock"))
+    }
+
+    /// Binds a VF of the tree to another driver.
+    fn bind(&self, vf: &str, driver: Option<&str>) -> Result<()> {
+        let link = self.machine.path().join(format!("sys/bus/pci/devices/{vf}/driver"));
+        let _ = fs::remove_file(&link);
+        if let Some(driver) = driver {
+            symlink(format!("../../../../bus/pci/drivers/{driver}"), &link)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        if let Some(plugin) = &mut self.plugin {
+            let _ = plugin.kill();
+            let _ = plugin.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("the plugin's log:\n{}", self.log());
+        }
+    }
+}
+
+/// The product's binary, built once.
+fn binary() -> Result<PathBuf> {
+    static BINARY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let build = || product("sriov-device-plugin", "sriov-device-plugin").map_err(|error| format!("{error:#}"));
+    BINARY.get_or_init(build).clone().map_err(Error::msg)
+}
+
+/// Waits for the process to end by itself.
+fn end_of(child: &mut Child) -> Result<ExitStatus> {
+    let deadline = Instant::now() + SOON;
+    while Instant::now() < deadline {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill()?;
+    bail!("the plugin did not end within {SOON:?}")
+}
+
+fn pool(name: &str, indexes: &str, driver: &str) -> Value {
+    json!({ "resourceName": name, "selectors": [{ "rootDevices": [format!("0000:01:00.0#{indexes}")], "drivers": [driver] }] })
+}
+
+fn pools(pools: &[Value]) -> Value {
+    json!({ "resourceList": pools })
+}
+
+fn has(ids: &[&str]) -> impl Fn(&Resource) -> bool {
+    let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+    move |resource| resource.lists.last().is_some() && resource.ids() == ids
+}
+
+#[tokio::test]
+async fn each_pool_of_the_file_is_registered_with_its_devices() -> Result<()> {
+    let (_bench, kubelet) = Bench::running(&pools(&[pool("nics", "0-1", "igbvf"), pool("rest", "2-3", "igbvf"), pool("none", "9", "igbvf")]))?;
+    let nics = kubelet.until_resource("openshift.io/nics", has(&VFS[..2])).await?;
+    assert_eq!(nics.request.endpoint, "openshift.io_nics.sock");
+    assert_eq!(nics.healthy(), &VFS[..2]);
+    kubelet.until_resource("openshift.io/rest", has(&VFS[2..])).await?;
+    kubelet.until_resource("openshift.io/none", has(&[])).await?;
+    assert_eq!(nics.registrations, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_changed_file_adds_changes_and_removes_pools_within_a_second_and_without_a_restart() -> Result<()> {
+    let (bench, kubelet) = Bench::running(&pools(&[pool("nics", "0-1", "igbvf"), pool("same", "3", "igbvf")]))?;
+    kubelet.until_resource("openshift.io/nics", has(&VFS[..2])).await?;
+    kubelet.until_resource("openshift.io/same", has(&VFS[3..])).await?;
+
+    let changed = Instant::now();
+    bench.configure(&pools(&[pool("nics", "0", "igbvf"), pool("more", "1-2", "igbvf"), pool("same", "3", "igbvf")]).to_string())?;
+    kubelet.until_resource("openshift.io/nics", has(&VFS[..1])).await?;
+    kubelet.until_resource("openshift.io/more", has(&VFS[1..3])).await?;
+    assert!(changed.elapsed() < Duration::from_secs(1), "{:?}", changed.elapsed());
+
+    let removed = Instant::now();
+    bench.configure(&pools(&[pool("same", "3", "igbvf")]).to_string())?;
+    for name in ["openshift.io/nics", "openshift.io/more"] {
+        let gone = kubelet.until_resource(name, |resource| !resource.watching).await?;
+        assert!(gone.ids().is_empty(), "{name} was told to be empty before its stream ended");
+    }
+    assert!(removed.elapsed() < Duration::from_secs(1), "{:?}", removed.elapsed());
+    assert!(!bench.socket("nics").exists() && !bench.socket("more").exists());
+
+    bench.configure(&pools(&[pool("same", "3", "igbvf"), pool("nics", "0-2", "igbvf")]).to_string())?;
+    let again = kubelet.until_resource("openshift.io/nics", has(&VFS[..3])).await?;
+    assert_eq!(again.registrations, 2);
+    let same = kubelet.now()["openshift.io/same"].clone();
+    assert_eq!((same.lists.len(), same.registrations, same.watching), (1, 1, true), "what did not change was not told again");
+    Ok(())
+}
+
+#[tokio::test]
+async fn file_and_folder_may_appear_after_the_start() -> Result<()> {
+    let mut bench = Bench::new()?;
+    let kubelet = Kubelet::start(&bench.sockets(), 0)?;
+    bench.start()?;
+    until(|| bench.log().contains("the config file is not taken"), || bench.log())?;
+    bench.configure(&pools(&[pool("nics", "0-3", "igbvf")]).to_string())?;
+    kubelet.until_resource("openshift.io/nics", has(&VFS)).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_vf_that_loses_its_driver_or_vanishes_is_not_offered_as_healthy() -> Result<()> {
+    let config = pools(&[pool("nics", "0-3", "igbvf")]);
+    let (bench, kubelet) = Bench::running(&config)?;
+    kubelet.until_resource("openshift.io/nics", has(&VFS)).await?;
+    bench.bind(VFS[1], Some("vfio-pci"))?;
+    bench.bind(VFS[2], None)?;
+    fs::remove_file(bench.machine.path().join("sys/bus/pci/devices/0000:01:00.0/virtfn3"))?;
+    // A tree sends no device events; the file's replacement is a reason to look as well.
+    bench.configure(&config.to_string())?;
+    let nics = kubelet.until_resource("openshift.io/nics", has(&VFS[..3])).await?;
+    assert_eq!(nics.healthy(), &VFS[..1]);
+    let reason = "driver vfio-pci is bound, expected is igbvf";
+    assert!(bench.log().contains(reason), "{}", bench.log());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_bad_resource_or_a_broken_file_does_not_hide_the_good_pools() -> Result<()> {
+    let bad = json!({ "resourceName": "bad", "selectors": [{ "vendor": ["8086"] }] });
+    let (bench, kubelet) = Bench::running(&pools(&[bad, pool("nics", "0-1", "igbvf")]))?;
+    kubelet.until_resource("openshift.io/nics", has(&VFS[..2])).await?;
+    let error = format!("{}: resource bad: selectors[0].vendor: not a key of this format", bench.config_file().display());
+    assert!(bench.log().contains(&error), "{}", bench.log());
+
+    bench.configure("{\"resourceList\":")?;
+    until(|| bench.log().contains("the config file is not taken"), || bench.log())?;
+    bench.configure(&pools(&[pool("nics", "0-1", "igbvf"), pool("bad", "2", "igbvf")]).to_string())?;
+    kubelet.until_resource("openshift.io/bad", has(&VFS[2..3])).await?;
+    let nics = kubelet.now()["openshift.io/nics"].clone();
+    assert_eq!((nics.lists.len(), nics.registrations), (1, 1), "the broken file changed nothing");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_kubelet_that_starts_again_gets_all_pools_again() -> Result<()> {
+    let mut bench = Bench::new()?;
+    bench.configure(&pools(&[pool("a", "0-1", "igbvf"), pool("b", "2-3", "igbvf")]).to_string())?;
+    bench.start()?;
+    until(|| bench.log().contains("waiting for the kubelet"), || bench.log())?;
+    let process = bench.process_id()?;
+
+    // The first wipes the folder, as the real one does; the second does not, and takes over the name of its socket.
+    for wipe in [true, false, true] {
+        let kubelet = if wipe { Kubelet::start(&bench.sockets(), 0)? } else { Kubelet::start_without_wiping(&bench.sockets())? };
+        kubelet.until_resource("openshift.io/a", has(&VFS[..2])).await.with_context(|| format!("wipe: {wipe}"))?;
+        kubelet.until_resource("openshift.io/b", has(&VFS[2..])).await.with_context(|| format!("wipe: {wipe}"))?;
+        kubelet.allocate("openshift.io/b", &[VFS[2]]).await?;
+    }
+    assert_eq!(bench.process_id()?, process);
+    ensure!(bench.plugin.as_mut().context("plugin")?.try_wait()?.is_none(), "the plugin ended");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_refused_registration_is_repeated() -> Result<()> {
+    let mut bench = Bench::new()?;
+    bench.configure(&pools(&[pool("nics", "0", "igbvf")]).to_string())?;
+    let kubelet = Kubelet::start(&bench.sockets(), 3)?;
+    bench.start()?;
+    kubelet.until_resource("openshift.io/nics", has(&VFS[..1])).await?;
+    assert_eq!(kubelet.refusals_left(), 0);
+    assert!(bench.log().contains("the kubelet refused: not now (Unavailable)"), "{}", bench.log());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_kernel_vf_is_allocated_with_environment_and_device_info_only() -> Result<()> {
+    let (bench, kubelet) = Bench::running(&pools(&[pool("nics", "0-3", "igbvf")]))?;
+    kubelet.until_resource("openshift.io/nics", has(&VFS)).await?;
+    let answer = kubelet.allocate("openshift.io/nics", &[VFS[2], VFS[0]]).await?;
+    let info = r#"{"0000:01:10.0":{"generic":{"deviceID":"0000:01:10.0"}},"0000:01:10.4":{"generic":{"deviceID":"0000:01:10.4"}}}"#;
+    let expected = [("PCIDEVICE_OPENSHIFT_IO_NICS", "0000:01:10.4,0000:01:10.0"), ("PCIDEVICE_OPENSHIFT_IO_NICS_INFO", info)];
+    assert_eq!(answer.envs, expected.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
+    assert!(answer.devices.is_empty() && answer.mounts.is_empty() && answer.annotations.is_empty());
+
+    let file = bench.dir.path().join("devinfo/openshift.io-nics-0000:01:10.4-device.json");
+    assert_eq!(fs::read_to_string(&file)?, r#"{"type":"pci","version":"1.1.0","pci":{"pci-address":"0000:01:10.4"}}"#);
+    assert_eq!(fs::metadata(&file)?.mode() & 0o7777, 0o444);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_vfio_vf_is_allocated_with_the_group_that_it_has_now() -> Result<()> {
+    let bench = Bench::new()?;
+    bench.bind(VFS[0], Some("vfio-pci"))?;
+    let mut bench = bench;
+    bench.configure(&pools(&[pool("dpdk", "0", "vfio-pci")]).to_string())?;
+    let kubelet = Kubelet::start(&bench.sockets(), 0)?;
+    bench.start()?;
+    kubelet.until_resource("openshift.io/dpdk", has(&VFS[..1])).await?;
+    // A group number is not kept from the time of the offer.
+    let group = bench.machine.path().join("sys/bus/pci/devices/0000:01:10.0/iommu_group");
+    fs::remove_file(&group)?;
+    symlink("../../../../kernel/iommu_groups/77", &group)?;
+
+    let answer = kubelet.allocate("openshift.io/dpdk", &[VFS[0]]).await?;
+    let nodes: Vec<_> =
+        answer.devices.iter().map(|node| (node.host_path.as_str(), node.container_path.as_str(), node.permissions.as_str())).collect();
+    assert_eq!(nodes, [("/dev/vfio/vfio", "/dev/vfio/vfio", "rw"), ("/dev/vfio/77", "/dev/vfio/77", "rw")]);
+    let info = r#"{"0000:01:10.0":{"generic":{"deviceID":"0000:01:10.0"},"vfio":{"dev-mount":"/dev/vfio/77","mount":"/dev/vfio/vfio"}}}"#;
+    assert_eq!(answer.envs["PCIDEVICE_OPENSHIFT_IO_DPDK_INFO"], info);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_device_that_is_not_what_was_offered_is_refused() -> Result<()> {
+    let (bench, kubelet) = Bench::running(&pools(&[pool("nics", "0-2", "igbvf")]))?;
+    kubelet.until_resource("openshift.io/nics", has(&VFS[..3])).await?;
+    bench.bind(VFS[0], Some("vfio-pci"))?;
+    fs::remove_dir_all(bench.machine.path().join("sys/bus/pci/devices/0000:01:10.2"))?;
+    for (id, reason) in [
+        (VFS[0], "0000:01:10.0 of openshift.io/nics has driver vfio-pci, it was offered with igbvf"),
+        (VFS[1], "0000:01:10.2 of openshift.io/nics is no longer on this node"),
+        (VFS[3], "0000:01:10.6 is not a device of openshift.io/nics"),
+    ] {
+        let status = kubelet.allocate("openshift.io/nics", &[id]).await.err().with_context(|| format!("{id} was given"))?;
+        assert_eq!(status.message(), reason);
+    }
+    kubelet.allocate("openshift.io/nics", &[VFS[2]]).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_termination_signal_ends_with_code_0_and_without_sockets() -> Result<()> {
+    let (mut bench, kubelet) = Bench::running(&pools(&[pool("a", "0", "igbvf"), pool("b", "1", "igbvf")]))?;
+    for name in ["openshift.io/a", "openshift.io/b"] {
+        kubelet.until_resource(name, |resource| !resource.lists.is_empty()).await?;
+    }
+    assert!(fs::metadata(bench.socket("a"))?.file_type().is_socket());
+    let status = bench.terminate()?;
+    assert_eq!(status.code(), Some(0), "{}", bench.log());
+    assert_eq!(names(&bench.sockets())?, ["kubelet.sock"]);
+    // The next instance offers the same: nothing tells the kubelet in between that the devices are gone.
+    let a = kubelet.until_resource("openshift.io/a", |resource| !resource.watching).await?;
+    assert_eq!(a.ids(), &VFS[..1]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_instance_that_ends_leaves_the_sockets_of_the_one_that_replaced_it() -> Result<()> {
+    let (mut older, kubelet) = Bench::running(&pools(&[pool("nics", "0", "igbvf")]))?;
+    kubelet.until_resource("openshift.io/nics", |resource| resource.registrations == 1).await?;
+    let mut newer = older.command(&[])?.stderr(Stdio::null()).spawn()?;
+    let registered = kubelet.until_resource("openshift.io/nics", |resource| resource.registrations == 2).await;
+    let ended = registered.and(older.terminate());
+    let answer = kubelet.allocate("openshift.io/nics", &[VFS[0]]).await;
+    newer.kill()?;
+    newer.wait()?;
+    ended?;
+    answer?;
+    assert!(older.socket("nics").exists());
+    Ok(())
+}
+
+#[test]
+fn fatal_errors_end_with_a_code_that_is_not_0_and_say_why() -> Result<()> {
+    let bench = Bench::new()?;
+    bench.configure(&pools(&[]).to_string())?;
+    for (arguments, code, reason) in [
+        (&["-use-cdi"][..], 1, "--use-cdi is not implemented yet"),
+        (&["-no-such-flag"], 2, "no-such-flag"),
+        (&["--root", "/nonexistent"], 2, "cannot be used multiple times"),
+    ] {
+        let output = bench.run(arguments)?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(said.contains(reason), "{said}");
+    }
+    fs::remove_dir_all(bench.machine.path().join("sys"))?;
+    let output = bench.run(&[])?;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("/sys/bus/pci/devices"), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+#[test]
+fn once_prints_what_would_be_offered_and_tells_by_its_code_whether_all_is_well() -> Result<()> {
+    let bench = Bench::new()?;
+    bench.bind(VFS[1], Some("vfio-pci"))?;
+    bench.configure(&pools(&[pool("nics", "0-1", "igbvf")]).to_string())?;
+    let output = bench.run(&["--once"])?;
+    let expected = "\
+RESOURCE           DEVICE        DRIVER    NUMA  HEALTH
+openshift.io/nics  0000:01:10.0  igbvf     -     healthy
+openshift.io/nics  0000:01:10.2  vfio-pci  -     driver vfio-pci is bound, expected is igbvf
+";
+    assert_eq!((String::from_utf8(output.stdout)?.as_str(), output.status.code()), (expected, Some(0)));
+    assert!(names(&bench.sockets())?.is_empty(), "nothing was served");
+
+    bench.configure(&pools(&[json!({ "resourceName": "bad" })]).to_string())?;
+    let output = bench.run(&["--once", "--output=json"])?;
+    let value: Value = serde_json::from_slice(&output.stdout)?;
+    assert_eq!((value["pools"].clone(), output.status.code()), (json!([]), Some(1)));
+    assert!(value["errors"][0].as_str().is_some_and(|error| error.contains("resource bad: selectors: missing")), "{value}");
+    Ok(())
+}
+
+/// Polls until the condition holds.
+fn until(condition: impl Fn() -> bool, describe: impl Fn() -> String) -> Result<()> {
+    let deadline = Instant::now() + SOON;
+    while !condition() {
+        ensure!(Instant::now() < deadline, "not within {SOON:?}: {}", describe());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// The names in a folder, in order.
+fn names(folder: &Path) -> Result<Vec<String>> {
+    let mut names = fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect::<Result<Vec<_>>>()?;
+    names.sort();
+    Ok(names)
+}
