@@ -9,3 +9,4 @@ pub mod api;
 pub mod harness;
 pub mod kubelet;
 pub mod lab;
+pub mod multus;
