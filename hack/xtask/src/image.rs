@@ -88,23 +88,9 @@ pub(crate) struct ImageSpec {
 impl ImageSpec {
     /// An image with nothing but `/tmp` (mode 1777) and the mount points that a runtime needs. No shell, no users, no certificates.
     pub(crate) fn from_scratch(name: impl Into<String>) -> Self {
-        let folders = [
-            ("dev", 0o755),
-            ("etc", 0o755),
-            ("proc", 0o755),
-            ("run", 0o755),
-            ("sys", 0o755),
-            ("tmp", 0o1777),
-        ];
-        let entries = folders
-            .into_iter()
-            .map(|(path, mode)| (path.to_owned(), Content::Folder(mode)))
-            .collect();
-        Self {
-            name: name.into(),
-            entries,
-            ..Self::default()
-        }
+        let folders = [("dev", 0o755), ("etc", 0o755), ("proc", 0o755), ("run", 0o755), ("sys", 0o755), ("tmp", 0o1777)];
+        let entries = folders.into_iter().map(|(path, mode)| (path.to_owned(), Content::Folder(mode))).collect();
+        Self { name: name.into(), entries, ..Self::default() }
     }
 
     /// Puts `content` at an absolute path of the image; missing parents become folders of mode 0755. Refuses a path that already holds a file or link.
@@ -113,21 +99,11 @@ impl ImageSpec {
         let mut end = 0;
         while let Some(slash) = relative[end..].find('/') {
             end += slash;
-            let parent = self
-                .entries
-                .entry(relative[..end].to_owned())
-                .or_insert(Content::Folder(0o755));
-            ensure!(
-                matches!(parent, Content::Folder(_)),
-                "cannot put {path} into the image: /{} is not a folder",
-                &relative[..end]
-            );
+            let parent = self.entries.entry(relative[..end].to_owned()).or_insert(Content::Folder(0o755));
+            ensure!(matches!(parent, Content::Folder(_)), "cannot put {path} into the image: /{} is not a folder", &relative[..end]);
             end += 1;
         }
-        let both_folders = matches!(
-            (self.entries.get(relative), &content),
-            (Some(Content::Folder(_)), Content::Folder(_)) | (None, _)
-        );
+        let both_folders = matches!((self.entries.get(relative), &content), (Some(Content::Folder(_)), Content::Folder(_)) | (None, _));
         ensure!(both_folders, "cannot put {path} into the image twice");
         self.entries.insert(relative.to_owned(), content);
         Ok(())
@@ -135,44 +111,23 @@ impl ImageSpec {
 
     /// Copies a file of this machine, keeping its permission bits.
     pub(crate) fn add_file(&mut self, from: &Path, path: &str) -> Result<()> {
-        let metadata =
-            std::fs::metadata(from).with_context(|| format!("look at {}", from.display()))?;
+        let metadata = std::fs::metadata(from).with_context(|| format!("look at {}", from.display()))?;
         ensure!(metadata.is_file(), "{} is not a file", from.display());
-        self.add(
-            path,
-            Content::Copy(from.to_path_buf(), metadata.permissions().mode() & 0o7777),
-        )
+        self.add(path, Content::Copy(from.to_path_buf(), metadata.permissions().mode() & 0o7777))
     }
 
     /// Copies a folder with all that is in it; links stay links. `path` may be `/`.
     pub(crate) fn add_tree(&mut self, from: &Path, path: &str) -> Result<()> {
         for entry in std::fs::read_dir(from).with_context(|| format!("list {}", from.display()))? {
             let entry = entry.with_context(|| format!("list {}", from.display()))?;
-            let name = entry
-                .file_name()
-                .into_string()
-                .map_err(|name| anyhow::anyhow!("{} is not UTF-8", name.display()))?;
-            let (source, inside) = (
-                entry.path(),
-                format!("{}/{name}", path.trim_end_matches('/')),
-            );
-            let kind = entry
-                .file_type()
-                .with_context(|| format!("look at {}", source.display()))?;
+            let name = entry.file_name().into_string().map_err(|name| anyhow::anyhow!("{} is not UTF-8", name.display()))?;
+            let (source, inside) = (entry.path(), format!("{}/{name}", path.trim_end_matches('/')));
+            let kind = entry.file_type().with_context(|| format!("look at {}", source.display()))?;
             if kind.is_symlink() {
-                let target = std::fs::read_link(&source)
-                    .with_context(|| format!("read the link {}", source.display()))?;
-                self.add(
-                    &inside,
-                    Content::Link(target.to_string_lossy().into_owned()),
-                )?;
+                let target = std::fs::read_link(&source).with_context(|| format!("read the link {}", source.display()))?;
+                self.add(&inside, Content::Link(target.to_string_lossy().into_owned()))?;
             } else if kind.is_dir() {
-                let mode = entry
-                    .metadata()
-                    .with_context(|| format!("look at {}", source.display()))?
-                    .permissions()
-                    .mode()
-                    & 0o7777;
+                let mode = entry.metadata().with_context(|| format!("look at {}", source.display()))?.permissions().mode() & 0o7777;
                 self.add(&inside, Content::Folder(mode))?;
                 self.add_tree(&source, &inside)?;
             } else {
@@ -195,47 +150,23 @@ pub(crate) fn write_oci_archive(spec: &ImageSpec, out: &Path) -> Result<Digest> 
         layers: vec![Descriptor::of(LAYER_TYPE, &layer)],
     })?;
     let mut described = Descriptor::of(MANIFEST_TYPE, &manifest);
-    described.platform = Some(Platform {
-        architecture: architecture(),
-        os: "linux",
-    });
+    described.platform = Some(Platform { architecture: architecture(), os: "linux" });
     // containerd names the image by the first, other tools by the second.
-    described
-        .annotations
-        .insert("io.containerd.image.name", spec.name.clone());
-    described
-        .annotations
-        .insert("org.opencontainers.image.ref.name", tag.to_owned());
+    described.annotations.insert("io.containerd.image.name", spec.name.clone());
+    described.annotations.insert("org.opencontainers.image.ref.name", tag.to_owned());
     let identity = described.digest.clone();
-    let index = json(&Index {
-        schema_version: 2,
-        media_type: INDEX_TYPE,
-        manifests: vec![described],
-    })?;
+    let index = json(&Index { schema_version: 2, media_type: INDEX_TYPE, manifests: vec![described] })?;
 
-    let mut blobs = vec![
-        (
-            "oci-layout".to_owned(),
-            br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec(),
-        ),
-        ("index.json".to_owned(), index),
-    ];
-    blobs.extend(
-        [config, manifest, layer]
-            .map(|bytes| (format!("blobs/sha256/{}", Digest::of(&bytes).hex()), bytes)),
-    );
+    let mut blobs = vec![("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec()), ("index.json".to_owned(), index)];
+    blobs.extend([config, manifest, layer].map(|bytes| (format!("blobs/sha256/{}", Digest::of(&bytes).hex()), bytes)));
     replace(out, &blobs).with_context(|| format!("write the image archive {}", out.display()))?;
     Ok(identity)
 }
 
 /// `/a/b` as `a/b`.
 fn relative(path: &str) -> Result<&str> {
-    let relative = path
-        .strip_prefix('/')
-        .with_context(|| format!("image path {path:?} is not absolute"))?;
-    let plain = relative
-        .split('/')
-        .all(|part| !part.is_empty() && part != "." && part != "..");
+    let relative = path.strip_prefix('/').with_context(|| format!("image path {path:?} is not absolute"))?;
+    let plain = relative.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
     ensure!(plain, "image path {path:?} has an empty part, `.` or `..`");
     Ok(relative)
 }
@@ -262,19 +193,10 @@ fn layer(spec: &ImageSpec) -> Result<Vec<u8>> {
     let mut tar = tar::Builder::new(Vec::new());
     for (path, content) in &spec.entries {
         let appended = match content {
-            Content::Folder(mode) => append(
-                &mut tar,
-                &format!("{path}/"),
-                tar::EntryType::Directory,
-                *mode,
-                &[],
-            ),
-            Content::Bytes(bytes, mode) => {
-                append(&mut tar, path, tar::EntryType::Regular, *mode, bytes)
-            }
+            Content::Folder(mode) => append(&mut tar, &format!("{path}/"), tar::EntryType::Directory, *mode, &[]),
+            Content::Bytes(bytes, mode) => append(&mut tar, path, tar::EntryType::Regular, *mode, bytes),
             Content::Copy(from, mode) => {
-                let bytes = std::fs::read(from)
-                    .with_context(|| format!("read {} for the image", from.display()))?;
+                let bytes = std::fs::read(from).with_context(|| format!("read {} for the image", from.display()))?;
                 append(&mut tar, path, tar::EntryType::Regular, *mode, &bytes)
             }
             Content::Link(target) => {
@@ -298,13 +220,7 @@ fn header(kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {
     header
 }
 
-fn append<W: Write>(
-    tar: &mut tar::Builder<W>,
-    path: &str,
-    kind: tar::EntryType,
-    mode: u32,
-    bytes: &[u8],
-) -> std::io::Result<()> {
+fn append<W: Write>(tar: &mut tar::Builder<W>, path: &str, kind: tar::EntryType, mode: u32, bytes: &[u8]) -> std::io::Result<()> {
     let mut header = header(kind, mode, bytes.len() as u64);
     tar.append_data(&mut header, path, bytes)
 }
@@ -316,9 +232,7 @@ fn replace(out: &Path, blobs: &[(String, Vec<u8>)]) -> Result<()> {
     for (name, bytes) in blobs {
         append(&mut tar, name, tar::EntryType::Regular, 0o644, bytes)?;
     }
-    tar.into_inner()?
-        .into_inner()
-        .map_err(std::io::IntoInnerError::into_error)?;
+    tar.into_inner()?.into_inner().map_err(std::io::IntoInnerError::into_error)?;
     std::fs::rename(&partial, out)?;
     Ok(())
 }
@@ -341,10 +255,7 @@ fn config(spec: &ImageSpec, layer: &[u8]) -> Config {
             working_dir: spec.working_dir.clone(),
             labels: spec.labels.clone(),
         },
-        rootfs: RootFs {
-            kind: "layers",
-            diff_ids: vec![Digest::of(layer)],
-        },
+        rootfs: RootFs { kind: "layers", diff_ids: vec![Digest::of(layer)] },
     }
 }
 
@@ -364,13 +275,7 @@ struct Descriptor {
 
 impl Descriptor {
     fn of(media_type: &'static str, bytes: &[u8]) -> Self {
-        Self {
-            media_type,
-            digest: Digest::of(bytes),
-            size: bytes.len(),
-            platform: None,
-            annotations: BTreeMap::new(),
-        }
+        Self { media_type, digest: Digest::of(bytes), size: bytes.len(), platform: None, annotations: BTreeMap::new() }
     }
 }
 

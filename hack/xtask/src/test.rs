@@ -36,34 +36,10 @@ impl std::ops::AddAssign for Counts {
 /// The cargo command lines of a tier. Tiers 2 and 3 have their targets behind features, so that a plain `cargo test` needs no emulator.
 fn commands(tier: Tier) -> &'static [&'static [&'static str]] {
     match tier {
-        0 => &[&[
-            "test",
-            "--no-fail-fast",
-            "--workspace",
-            "--exclude",
-            "sriov-tests",
-        ]],
+        0 => &[&["test", "--no-fail-fast", "--workspace", "--exclude", "sriov-tests"]],
         1 => &[&["test", "--no-fail-fast", "--package", "sriov-tests"]],
-        2 => &[&[
-            "test",
-            "--no-fail-fast",
-            "--package",
-            "sriov-tests",
-            "--features",
-            "lab-vm",
-            "--test",
-            "vm_*",
-        ]],
-        _ => &[&[
-            "test",
-            "--no-fail-fast",
-            "--package",
-            "sriov-tests",
-            "--features",
-            "lab-cluster",
-            "--test",
-            "cluster_*",
-        ]],
+        2 => &[&["test", "--no-fail-fast", "--package", "sriov-tests", "--features", "lab-vm", "--test", "vm_*"]],
+        _ => &[&["test", "--no-fail-fast", "--package", "sriov-tests", "--features", "lab-cluster", "--test", "cluster_*"]],
     }
 }
 
@@ -86,27 +62,14 @@ pub(crate) fn run(workspace: &Workspace, tiers: &BTreeSet<Tier>) -> Result<()> {
     let mut lines = Vec::new();
     for tier in tiers {
         let (counts, took) = timed(|| one(workspace, *tier))?;
-        lines.push(format!(
-            "tier {tier}: {} passed, {} failed, {}",
-            counts.passed,
-            counts.failed,
-            minutes(took)
-        ));
+        lines.push(format!("tier {tier}: {} passed, {} failed, {}", counts.passed, counts.failed, minutes(took)));
         println!("{}", lines.last().map_or("", String::as_str));
         total += counts;
     }
-    println!(
-        "\n{}\nall: {}",
-        lines.join("\n"),
-        minutes(started.elapsed())
-    );
+    println!("\n{}\nall: {}", lines.join("\n"), minutes(started.elapsed()));
     println!("{} passed, {} failed", total.passed, total.failed);
     if total.failed > 0 {
-        bail!(
-            "{} of {} tests failed",
-            total.failed,
-            total.passed + total.failed
-        );
+        bail!("{} of {} tests failed", total.failed, total.passed + total.failed);
     }
     Ok(())
 }
@@ -117,16 +80,8 @@ fn lab() -> Result<()> {
     let program = std::env::current_exe().context("find this program")?;
     let (artifacts, took) = timed(|| {
         let mut command = Command::new(program);
-        let output = command
-            .arg("lab-build")
-            .stderr(Stdio::inherit())
-            .output()
-            .context("start lab-build")?;
-        ensure!(
-            output.status.success(),
-            "lab-build failed ({})",
-            output.status
-        );
+        let output = command.arg("lab-build").stderr(Stdio::inherit()).output().context("start lab-build")?;
+        ensure!(output.status.success(), "lab-build failed ({})", output.status);
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     })?;
     println!("lab: {artifacts} ({})", minutes(took));
@@ -141,11 +96,7 @@ fn one(workspace: &Workspace, tier: Tier) -> Result<Counts> {
     }
     if tier == 1 {
         let outcome = check::run(workspace, &[])?;
-        counts += Counts {
-            passed: outcome.passed,
-            failed: outcome.failed,
-            ignored: 0,
-        };
+        counts += Counts { passed: outcome.passed, failed: outcome.failed, ignored: 0 };
     }
     Ok(judged(tier, counts))
 }
@@ -153,10 +104,7 @@ fn one(workspace: &Workspace, tier: Tier) -> Result<Counts> {
 /// Pure: the counts with what would otherwise look green turned into a failure.
 fn judged(tier: Tier, mut counts: Counts) -> Counts {
     if counts.ignored > 0 {
-        println!(
-            "tier {tier}: {} tests were ignored; a skipped test is not a passed one",
-            counts.ignored
-        );
+        println!("tier {tier}: {} tests were ignored; a skipped test is not a passed one", counts.ignored);
         counts.failed += counts.ignored;
         counts.ignored = 0;
     }
@@ -171,18 +119,11 @@ fn judged(tier: Tier, mut counts: Counts) -> Counts {
 fn cargo(workspace: &Workspace, arguments: &[&str]) -> Result<Counts> {
     let mut command = workspace.cargo(arguments);
     println!("$ {}", show(&command));
-    let mut child = command
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("start {}", show(&command)))?;
-    let stdout = child
-        .stdout
-        .take()
-        .context("the output of cargo test is not connected")?;
+    let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("start {}", show(&command)))?;
+    let stdout = child.stdout.take().context("the output of cargo test is not connected")?;
     let mut lines = Vec::new();
     for line in BufReader::new(stdout).split(b'\n') {
-        let line =
-            String::from_utf8_lossy(&line.context("read the output of cargo test")?).into_owned();
+        let line = String::from_utf8_lossy(&line.context("read the output of cargo test")?).into_owned();
         writeln!(std::io::stdout(), "{line}").context("show the output of cargo test")?;
         lines.push(line);
     }
@@ -204,21 +145,12 @@ fn verdict<'a>(lines: impl Iterator<Item = &'a str>, succeeded: bool) -> Counts 
 
 /// Pure: `test result: ok. 3 passed; 0 failed; 1 ignored; ...`.
 fn result(line: &str) -> Option<Counts> {
-    let (_, numbers) = line
-        .trim()
-        .strip_prefix("test result: ")?
-        .split_once(". ")?;
+    let (_, numbers) = line.trim().strip_prefix("test result: ")?.split_once(". ")?;
     let number = |word: &str| {
-        let part = numbers
-            .split(';')
-            .find(|part| part.trim().ends_with(word))?;
+        let part = numbers.split(';').find(|part| part.trim().ends_with(word))?;
         part.split_whitespace().next()?.parse().ok()
     };
-    Some(Counts {
-        passed: number("passed")?,
-        failed: number("failed")?,
-        ignored: number("ignored").unwrap_or(0),
-    })
+    Some(Counts { passed: number("passed")?, failed: number("failed")?, ignored: number("ignored").unwrap_or(0) })
 }
 
 fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, Duration)> {
@@ -229,11 +161,7 @@ fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, Duration)> {
 /// `3 min 07 s`.
 fn minutes(time: Duration) -> String {
     let seconds = time.as_secs();
-    if seconds < 60 {
-        format!("{:.1} s", time.as_secs_f64())
-    } else {
-        format!("{} min {:02} s", seconds / 60, seconds % 60)
-    }
+    if seconds < 60 { format!("{:.1} s", time.as_secs_f64()) } else { format!("{} min {:02} s", seconds / 60, seconds % 60) }
 }
 
 #[cfg(test)]
@@ -248,66 +176,24 @@ mod tests {
             "test result: FAILED. 1 passed; 2 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s",
             "the test result: ok. 9 passed; 0 failed",
         ];
-        assert_eq!(
-            verdict(lines.into_iter(), false),
-            Counts {
-                passed: 4,
-                failed: 2,
-                ignored: 1
-            }
-        );
+        assert_eq!(verdict(lines.into_iter(), false), Counts { passed: 4, failed: 2, ignored: 1 });
     }
 
     #[test]
     fn a_short_result_line_of_an_own_harness_is_understood() {
-        assert_eq!(
-            result("test result: ok. 5 passed; 0 failed"),
-            Some(Counts {
-                passed: 5,
-                failed: 0,
-                ignored: 0
-            })
-        );
+        assert_eq!(result("test result: ok. 5 passed; 0 failed"), Some(Counts { passed: 5, failed: 0, ignored: 0 }));
     }
 
     #[test]
     fn a_run_that_ends_badly_without_a_result_is_a_failure() {
-        assert_eq!(
-            verdict(["error: could not compile"].into_iter(), false).failed,
-            1
-        );
+        assert_eq!(verdict(["error: could not compile"].into_iter(), false).failed, 1);
     }
 
     #[test]
     fn a_tier_without_a_test_and_an_ignored_test_are_failures() {
         assert_eq!(judged(2, Counts::default()).failed, 1);
-        assert_eq!(
-            judged(
-                0,
-                Counts {
-                    passed: 3,
-                    failed: 0,
-                    ignored: 2
-                }
-            ),
-            Counts {
-                passed: 3,
-                failed: 2,
-                ignored: 0
-            }
-        );
-        assert_eq!(
-            judged(
-                0,
-                Counts {
-                    passed: 3,
-                    failed: 0,
-                    ignored: 0
-                }
-            )
-            .failed,
-            0
-        );
+        assert_eq!(judged(0, Counts { passed: 3, failed: 0, ignored: 2 }), Counts { passed: 3, failed: 2, ignored: 0 });
+        assert_eq!(judged(0, Counts { passed: 3, failed: 0, ignored: 0 }).failed, 0);
     }
 
     #[test]

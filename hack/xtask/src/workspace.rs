@@ -20,12 +20,8 @@ impl Workspace {
         let start = std::env::current_dir().context("read the current folder")?;
         for folder in start.ancestors() {
             let manifest = folder.join("Cargo.toml");
-            if std::fs::read_to_string(&manifest)
-                .is_ok_and(|text| text.lines().any(|line| line.trim() == "[workspace]"))
-            {
-                return Ok(Self {
-                    root: folder.to_path_buf(),
-                });
+            if std::fs::read_to_string(&manifest).is_ok_and(|text| text.lines().any(|line| line.trim() == "[workspace]")) {
+                return Ok(Self { root: folder.to_path_buf() });
             }
         }
         bail!("{} is not inside this workspace", start.display())
@@ -47,14 +43,10 @@ impl Workspace {
         let mut command = Command::new(program);
         command.current_dir(&self.root).args(arguments);
         // `cargo run` describes *this* package to us; a nested cargo must not take that for its own.
-        for (name, _) in
-            std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CARGO_PKG_"))
-        {
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CARGO_PKG_")) {
             command.env_remove(name);
         }
-        command
-            .env_remove("CARGO_MANIFEST_DIR")
-            .env_remove("CARGO_MANIFEST_PATH");
+        command.env_remove("CARGO_MANIFEST_DIR").env_remove("CARGO_MANIFEST_PATH");
         command
     }
 
@@ -65,27 +57,16 @@ impl Workspace {
             target_directory: PathBuf,
         }
         let text = stdout_of(&mut self.cargo(&["metadata", "--format-version=1", "--no-deps"]))?;
-        let metadata: Metadata =
-            serde_json::from_str(&text).context("parse the output of cargo metadata")?;
+        let metadata: Metadata = serde_json::from_str(&text).context("parse the output of cargo metadata")?;
         Ok(metadata.target_directory)
     }
 
     /// The files that git tracks or would track: committed, staged, or new and not ignored; relative to the root, sorted.
     pub(crate) fn files(&self) -> Result<Vec<PathBuf>> {
         let mut command = Command::new("git");
-        command.current_dir(&self.root).args([
-            "ls-files",
-            "-z",
-            "--cached",
-            "--others",
-            "--exclude-standard",
-        ]);
+        command.current_dir(&self.root).args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
         let text = stdout_of(&mut command)?;
-        let mut files: Vec<PathBuf> = text
-            .split('\0')
-            .filter(|name| !name.is_empty())
-            .map(PathBuf::from)
-            .collect();
+        let mut files: Vec<PathBuf> = text.split('\0').filter(|name| !name.is_empty()).map(PathBuf::from).collect();
         files.retain(|file| self.root.join(file).is_file());
         files.sort();
         files.dedup();
@@ -98,24 +79,13 @@ pub(crate) fn stdout_of(command: &mut Command) -> Result<String> {
     let shown = show(command);
     let output = command.output().with_context(|| format!("start {shown}"))?;
     if !output.status.success() {
-        bail!(
-            "{shown} failed ({}):\n{}{}",
-            output.status,
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
+        bail!("{shown} failed ({}):\n{}{}", output.status, String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     }
     String::from_utf8(output.stdout).with_context(|| format!("read the output of {shown} as UTF-8"))
 }
 
 /// The command line as a person would type it.
 pub(crate) fn show(command: &Command) -> String {
-    let program = Path::new(command.get_program())
-        .file_name()
-        .unwrap_or(command.get_program())
-        .to_string_lossy()
-        .into_owned();
-    command.get_args().fold(program, |line, argument| {
-        line + " " + &argument.to_string_lossy()
-    })
+    let program = Path::new(command.get_program()).file_name().unwrap_or(command.get_program()).to_string_lossy().into_owned();
+    command.get_args().fold(program, |line, argument| line + " " + &argument.to_string_lossy())
 }

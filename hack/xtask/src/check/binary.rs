@@ -13,10 +13,7 @@ const DT_NEEDED: u64 = 1;
 pub(super) fn objections(bytes: &[u8]) -> Vec<String> {
     let mut objections = Vec::new();
     if bytes.len() >= LIMIT_BYTES {
-        objections.push(format!(
-            "the CNI has {} bytes, the limit is {LIMIT_BYTES}",
-            bytes.len()
-        ));
+        objections.push(format!("the CNI has {} bytes, the limit is {LIMIT_BYTES}", bytes.len()));
     }
     match linked(bytes) {
         None => objections.push("the CNI is not a little-endian 64-bit ELF program".to_owned()),
@@ -32,17 +29,11 @@ fn linked(bytes: &[u8]) -> Option<bool> {
         return None;
     }
     let table = usize::try_from(number(bytes, 32, 8)?).ok()?;
-    let (size, count) = (
-        usize::try_from(number(bytes, 54, 2)?).ok()?,
-        usize::try_from(number(bytes, 56, 2)?).ok()?,
-    );
+    let (size, count) = (usize::try_from(number(bytes, 54, 2)?).ok()?, usize::try_from(number(bytes, 56, 2)?).ok()?);
     let mut linked = false;
     for header in (0..count).map(|index| table + index * size) {
         let kind = u32::try_from(number(bytes, header, 4)?).ok()?;
-        let (offset, length) = (
-            usize::try_from(number(bytes, header + 8, 8)?).ok()?,
-            usize::try_from(number(bytes, header + 32, 8)?).ok()?,
-        );
+        let (offset, length) = (usize::try_from(number(bytes, header + 8, 8)?).ok()?, usize::try_from(number(bytes, header + 32, 8)?).ok()?);
         linked |= kind == PT_INTERP;
         if kind == PT_DYNAMIC {
             for entry in (offset..offset + length).step_by(16) {
@@ -56,12 +47,7 @@ fn linked(bytes: &[u8]) -> Option<bool> {
 /// A little-endian number of `size` bytes at `offset`.
 fn number(bytes: &[u8], offset: usize, size: usize) -> Option<u64> {
     let field = bytes.get(offset..offset.checked_add(size)?)?;
-    Some(
-        field
-            .iter()
-            .rev()
-            .fold(0, |value, byte| value << 8 | u64::from(*byte)),
-    )
+    Some(field.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
 }
 
 #[cfg(test)]
@@ -90,10 +76,7 @@ mod tests {
     }
 
     fn dynamic(tag: u64) -> (u32, Vec<u8>) {
-        (
-            PT_DYNAMIC,
-            [tag.to_le_bytes(), [0; 8], [0; 8], [0; 8]].concat(),
-        )
+        (PT_DYNAMIC, [tag.to_le_bytes(), [0; 8], [0; 8], [0; 8]].concat())
     }
 
     #[test]
@@ -104,14 +87,8 @@ mod tests {
 
     #[test]
     fn a_program_with_a_loader_or_a_library_is_refused() {
-        assert_eq!(
-            objections(&elf(&[(PT_INTERP, b"/lib/ld.so\0".to_vec())])),
-            ["the CNI is linked dynamically"]
-        );
-        assert_eq!(
-            objections(&elf(&[dynamic(DT_NEEDED)])),
-            ["the CNI is linked dynamically"]
-        );
+        assert_eq!(objections(&elf(&[(PT_INTERP, b"/lib/ld.so\0".to_vec())])), ["the CNI is linked dynamically"]);
+        assert_eq!(objections(&elf(&[dynamic(DT_NEEDED)])), ["the CNI is linked dynamically"]);
     }
 
     #[test]
@@ -125,12 +102,7 @@ mod tests {
 
     #[test]
     fn other_files_are_refused() {
-        for bytes in [
-            &b""[..],
-            b"#!/bin/sh\n",
-            &elf(&[])[..],
-            &elf(&[(1, vec![])])[..70],
-        ] {
+        for bytes in [&b""[..], b"#!/bin/sh\n", &elf(&[])[..], &elf(&[(1, vec![])])[..70]] {
             assert_eq!(objections(bytes).len(), 1, "{bytes:?}");
         }
     }

@@ -26,27 +26,18 @@ pub(super) fn roots(workspace: &Workspace) -> Result<BTreeSet<PathBuf>> {
         src_path: PathBuf,
     }
     let text = stdout_of(&mut workspace.cargo(&["metadata", "--format-version=1", "--no-deps"]))?;
-    let metadata: Metadata =
-        serde_json::from_str(&text).context("parse the output of cargo metadata")?;
-    let targets = metadata
-        .packages
-        .into_iter()
-        .flat_map(|package| package.targets);
+    let metadata: Metadata = serde_json::from_str(&text).context("parse the output of cargo metadata")?;
+    let targets = metadata.packages.into_iter().flat_map(|package| package.targets);
     targets
         .map(|target| {
             let relative = target.src_path.strip_prefix(workspace.root());
-            relative
-                .map(Path::to_path_buf)
-                .with_context(|| format!("{} is outside the workspace", target.src_path.display()))
+            relative.map(Path::to_path_buf).with_context(|| format!("{} is outside the workspace", target.src_path.display()))
         })
         .collect()
 }
 
 /// The files that cannot be reached from the roots.
-pub(super) fn orphans(
-    roots: &BTreeSet<PathBuf>,
-    files: &BTreeMap<PathBuf, String>,
-) -> Vec<PathBuf> {
+pub(super) fn orphans(roots: &BTreeSet<PathBuf>, files: &BTreeMap<PathBuf, String>) -> Vec<PathBuf> {
     let mut reached = BTreeSet::new();
     let mut waiting: Vec<(PathBuf, bool)> = roots.iter().map(|root| (root.clone(), true)).collect();
     while let Some((file, is_root)) = waiting.pop() {
@@ -57,42 +48,24 @@ pub(super) fn orphans(
             waiting.extend(children(&file, is_root, text));
         }
     }
-    files
-        .keys()
-        .filter(|file| !reached.contains(*file))
-        .cloned()
-        .collect()
+    files.keys().filter(|file| !reached.contains(*file)).cloned().collect()
 }
 
 /// The files that the text asks for, each with whether its own children lie beside it.
 fn children(file: &Path, is_root: bool, text: &str) -> Vec<(PathBuf, bool)> {
     let folder = file.parent().unwrap_or(Path::new(""));
-    let below = if is_root {
-        folder.to_path_buf()
-    } else {
-        file.with_extension("")
-    };
+    let below = if is_root { folder.to_path_buf() } else { file.with_extension("") };
     let mut found = Vec::new();
     let mut named: Option<&str> = None;
     for line in text.lines().map(str::trim) {
-        if let Some(path) = line
-            .strip_prefix("#[path = \"")
-            .and_then(|rest| rest.split('"').next())
-        {
+        if let Some(path) = line.strip_prefix("#[path = \"").and_then(|rest| rest.split('"').next()) {
             named = Some(path);
         } else if let Some(module) = declared(line) {
             match named.take() {
                 Some(path) => found.push((normal(&folder.join(path)), true)),
-                None => found.extend([
-                    (below.join(format!("{module}.rs")), false),
-                    (below.join(module).join("mod.rs"), true),
-                ]),
+                None => found.extend([(below.join(format!("{module}.rs")), false), (below.join(module).join("mod.rs"), true)]),
             }
-        } else if let Some(path) = line
-            .split("include!(\"")
-            .nth(1)
-            .and_then(|rest| rest.split('"').next())
-        {
+        } else if let Some(path) = line.split("include!(\"").nth(1).and_then(|rest| rest.split('"').next()) {
             found.push((normal(&folder.join(path)), true));
         }
     }
@@ -107,11 +80,7 @@ fn declared(line: &str) -> Option<&str> {
         None => line,
     };
     let name = line.strip_prefix("mod ")?.split_once(';')?.0.trim();
-    (!name.is_empty()
-        && name
-            .chars()
-            .all(|letter| letter.is_alphanumeric() || letter == '_'))
-    .then_some(name)
+    (!name.is_empty() && name.chars().all(|letter| letter.is_alphanumeric() || letter == '_')).then_some(name)
 }
 
 /// Resolves `..` and `.` by name.
@@ -133,59 +102,32 @@ mod tests {
 
     fn orphans_of(roots: &[&str], files: &[(&str, &str)]) -> Vec<String> {
         let roots = roots.iter().map(PathBuf::from).collect();
-        let files = files
-            .iter()
-            .map(|(path, text)| (PathBuf::from(path), (*text).to_owned()))
-            .collect();
-        orphans(&roots, &files)
-            .iter()
-            .map(|path| path.display().to_string())
-            .collect()
+        let files = files.iter().map(|(path, text)| (PathBuf::from(path), (*text).to_owned())).collect();
+        orphans(&roots, &files).iter().map(|path| path.display().to_string()).collect()
     }
 
     #[test]
     fn a_file_that_nothing_declares_is_found() {
-        let files = [
-            ("a/src/lib.rs", "mod pci;\n"),
-            ("a/src/pci.rs", ""),
-            ("a/src/forgotten.rs", ""),
-        ];
-        assert_eq!(
-            orphans_of(&["a/src/lib.rs"], &files),
-            ["a/src/forgotten.rs"]
-        );
+        let files = [("a/src/lib.rs", "mod pci;\n"), ("a/src/pci.rs", ""), ("a/src/forgotten.rs", "")];
+        assert_eq!(orphans_of(&["a/src/lib.rs"], &files), ["a/src/forgotten.rs"]);
     }
 
     #[test]
     fn a_file_below_an_orphan_is_an_orphan() {
-        let files = [
-            ("a/src/lib.rs", ""),
-            ("a/src/old.rs", "mod deep;"),
-            ("a/src/old/deep.rs", ""),
-        ];
+        let files = [("a/src/lib.rs", ""), ("a/src/old.rs", "mod deep;"), ("a/src/old/deep.rs", "")];
         assert_eq!(orphans_of(&["a/src/lib.rs"], &files).len(), 2);
     }
 
     #[test]
     fn a_commented_or_inline_module_declares_no_file() {
-        let files = [
-            ("a/src/lib.rs", "// mod gone;\nmod tests {\n}\n"),
-            ("a/src/gone.rs", ""),
-            ("a/src/tests.rs", ""),
-        ];
-        assert_eq!(
-            orphans_of(&["a/src/lib.rs"], &files),
-            ["a/src/gone.rs", "a/src/tests.rs"]
-        );
+        let files = [("a/src/lib.rs", "// mod gone;\nmod tests {\n}\n"), ("a/src/gone.rs", ""), ("a/src/tests.rs", "")];
+        assert_eq!(orphans_of(&["a/src/lib.rs"], &files), ["a/src/gone.rs", "a/src/tests.rs"]);
     }
 
     #[test]
     fn nested_public_renamed_and_included_files_are_reached() {
         let files = [
-            (
-                "a/src/main.rs",
-                "pub(crate) mod add;\npub mod del;\n#[cfg(test)]\n#[path = \"../testing/fake.rs\"]\nmod fake;\n",
-            ),
+            ("a/src/main.rs", "pub(crate) mod add;\npub mod del;\n#[cfg(test)]\n#[path = \"../testing/fake.rs\"]\nmod fake;\n"),
             ("a/src/add.rs", "mod ipam;"),
             ("a/src/add/ipam.rs", ""),
             ("a/src/del.rs", "include!(\"table.rs\");"),
@@ -198,15 +140,7 @@ mod tests {
 
     #[test]
     fn every_target_is_a_root_of_its_own() {
-        let files = [
-            ("a/src/lib.rs", ""),
-            ("a/tests/one.rs", "mod shared;"),
-            ("a/tests/shared.rs", ""),
-            ("a/tests/two.rs", ""),
-        ];
-        assert_eq!(
-            orphans_of(&["a/src/lib.rs", "a/tests/one.rs"], &files),
-            ["a/tests/two.rs"]
-        );
+        let files = [("a/src/lib.rs", ""), ("a/tests/one.rs", "mod shared;"), ("a/tests/shared.rs", ""), ("a/tests/two.rs", "")];
+        assert_eq!(orphans_of(&["a/src/lib.rs", "a/tests/one.rs"], &files), ["a/tests/two.rs"]);
     }
 }

@@ -11,12 +11,7 @@ pub(super) struct Wall {
 }
 
 /// The product's programs: none may depend on another, they meet in files and in the API only.
-const PROGRAMS: [&str; 4] = [
-    "sriov-operator",
-    "sriov-config-daemon",
-    "sriov-device-plugin",
-    "sriov-cni",
-];
+const PROGRAMS: [&str; 4] = ["sriov-operator", "sriov-config-daemon", "sriov-device-plugin", "sriov-cni"];
 /// What only serves tests and the work in this repository.
 const WORKSHOP: [&str; 2] = ["sriov-tests", "xtask"];
 
@@ -93,28 +88,12 @@ const WALLS: [Wall; 6] = [
     },
     Wall {
         package: "sriov-operator",
-        without: &[
-            "sriov-host",
-            "netlink-*",
-            "rtnetlink",
-            "neli",
-            "nix",
-            "genetlink",
-        ],
+        without: &["sriov-host", "netlink-*", "rtnetlink", "neli", "nix", "genetlink"],
         reason: "it is the cluster side: it touches no machine",
     },
     Wall {
         package: "sriov-device-plugin",
-        without: &[
-            "sriov-crds",
-            "kube",
-            "kube-*",
-            "k8s-openapi",
-            "rustls*",
-            "openssl*",
-            "ring",
-            "reqwest",
-        ],
+        without: &["sriov-crds", "kube", "kube-*", "k8s-openapi", "rustls*", "openssl*", "ring", "reqwest"],
         reason: "it holds no cluster credentials: a file and the kubelet's sockets are all it knows",
     },
     Wall {
@@ -131,34 +110,19 @@ pub(super) fn of(package: &str) -> Option<&'static Wall> {
 
 /// What is wrong with the dependencies of the package, one `<name> v<version> ...` a line as cargo tree prints them, the package itself first.
 pub(super) fn violations(wall: &Wall, tree: &str) -> Vec<String> {
-    let mut names: Vec<&str> = tree
-        .lines()
-        .filter_map(|line| line.split_whitespace().next())
-        .collect();
+    let mut names: Vec<&str> = tree.lines().filter_map(|line| line.split_whitespace().next()).collect();
     if names.first() != Some(&wall.package) {
-        return vec![format!(
-            "the list of dependencies does not begin with {}",
-            wall.package
-        )];
+        return vec![format!("the list of dependencies does not begin with {}", wall.package)];
     }
     names.remove(0);
     names.sort_unstable();
     names.dedup();
     let program = PROGRAMS.iter().filter(|program| **program != wall.package);
     let others: Vec<&str> = program.chain(&WORKSHOP).copied().collect();
-    let unwanted = names
-        .iter()
-        .filter(|name| wall.without.iter().any(|pattern| matches(pattern, name)));
+    let unwanted = names.iter().filter(|name| wall.without.iter().any(|pattern| matches(pattern, name)));
     let walled = unwanted.map(|name| format!("{} links {name}: {}", wall.package, wall.reason));
-    let crossed = names
-        .iter()
-        .filter(|name| others.contains(name))
-        .map(|name| {
-            format!(
-                "{} links {name}: no program depends on another",
-                wall.package
-            )
-        });
+    let crossed =
+        names.iter().filter(|name| others.contains(name)).map(|name| format!("{} links {name}: no program depends on another", wall.package));
     walled.chain(crossed).collect()
 }
 
@@ -204,21 +168,14 @@ mod tests {
             ("sriov-config-daemon", "rtnetlink"),
         ];
         for (package, dependency) in crossings {
-            assert!(
-                refused(package, dependency),
-                "{package} may link {dependency}"
-            );
+            assert!(refused(package, dependency), "{package} may link {dependency}");
         }
     }
 
     #[test]
     fn no_program_may_depend_on_another_or_on_the_workshop() {
         for program in PROGRAMS {
-            for other in PROGRAMS
-                .iter()
-                .chain(&WORKSHOP)
-                .filter(|other| **other != program)
-            {
+            for other in PROGRAMS.iter().chain(&WORKSHOP).filter(|other| **other != program) {
                 assert!(refused(program, other), "{program} may link {other}");
             }
         }
@@ -233,10 +190,7 @@ mod tests {
             ("sriov-operator", "kube-client"),
             ("sriov-device-plugin", "tokio"),
         ] {
-            assert!(
-                !refused(package, dependency),
-                "{package} may not link {dependency}"
-            );
+            assert!(!refused(package, dependency), "{package} may not link {dependency}");
         }
     }
 

@@ -67,11 +67,7 @@ const RECIPES: [Recipe; 2] = [
         name: "localhost/sriov-node:dev",
         title: "SR-IOV node: config daemon, device plugin, CNI",
         archive: "sriov-node.tar",
-        binaries: &[
-            ("sriov-config-daemon", "sriov-config-daemon"),
-            ("sriov-device-plugin", "sriov-device-plugin"),
-            ("sriov-cni", "sriov"),
-        ],
+        binaries: &[("sriov-config-daemon", "sriov-config-daemon"), ("sriov-device-plugin", "sriov-device-plugin"), ("sriov-cni", "sriov")],
         user: None,
         entrypoint: "/sriov-config-daemon",
     },
@@ -79,41 +75,25 @@ const RECIPES: [Recipe; 2] = [
 
 /// Builds everything and writes `sriov-operator.tar` and `sriov-node.tar` into `out`.
 pub(crate) fn build(workspace: &Workspace, profile: Profile, out: &Path) -> Result<Vec<Written>> {
+    let wanted: Vec<(&str, &str)> = RECIPES.iter().flat_map(|recipe| recipe.binaries).copied().collect();
+    archives(workspace, profile, &binaries(workspace, profile, &wanted)?, out)
+}
+
+/// Writes the images from binaries that are built already, among others.
+pub(crate) fn archives(workspace: &Workspace, profile: Profile, built: &[(String, PathBuf)], out: &Path) -> Result<Vec<Written>> {
     std::fs::create_dir_all(out).with_context(|| format!("make the folder {}", out.display()))?;
-    let wanted: Vec<(&str, &str)> = RECIPES
-        .iter()
-        .flat_map(|recipe| recipe.binaries)
-        .copied()
-        .collect();
-    let built = binaries(workspace, profile, &wanted)?;
     let stripped = workspace.target_dir()?.join("image").join(profile.name());
-    std::fs::create_dir_all(&stripped)
-        .with_context(|| format!("make the folder {}", stripped.display()))?;
-    RECIPES
-        .iter()
-        .map(|recipe| write(recipe, &built, &stripped, out))
-        .collect()
+    std::fs::create_dir_all(&stripped).with_context(|| format!("make the folder {}", stripped.display()))?;
+    RECIPES.iter().map(|recipe| write(recipe, built, &stripped, out)).collect()
 }
 
 /// Compiles `(package, binary)` pairs in one cargo run; the executables in the same order.
-pub(crate) fn binaries(
-    workspace: &Workspace,
-    profile: Profile,
-    wanted: &[(&str, &str)],
-) -> Result<Vec<(String, PathBuf)>> {
-    let mut command = workspace.cargo(&[
-        "build",
-        "--profile",
-        profile.name(),
-        "--message-format=json-render-diagnostics",
-    ]);
+pub(crate) fn binaries(workspace: &Workspace, profile: Profile, wanted: &[(&str, &str)]) -> Result<Vec<(String, PathBuf)>> {
+    let mut command = workspace.cargo(&["build", "--profile", profile.name(), "--message-format=json-render-diagnostics"]);
     for (package, binary) in wanted {
         command.args(["--package", package, "--bin", binary]);
     }
-    let output = command
-        .stderr(Stdio::inherit())
-        .output()
-        .with_context(|| format!("start {}", show(&command)))?;
+    let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("start {}", show(&command)))?;
     if !output.status.success() {
         bail!("{} failed ({})", show(&command), output.status);
     }
@@ -122,9 +102,7 @@ pub(crate) fn binaries(
         .iter()
         .map(|(_, binary)| {
             let found = executables.iter().find(|(name, _)| name == binary);
-            found
-                .cloned()
-                .with_context(|| format!("cargo built no binary named {binary}"))
+            found.cloned().with_context(|| format!("cargo built no binary named {binary}"))
         })
         .collect()
 }
@@ -140,58 +118,27 @@ fn executables(messages: &str) -> Vec<(String, PathBuf)> {
     struct Target {
         name: String,
     }
-    let parsed = messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Message>(line).ok());
-    parsed
-        .filter_map(|message| Some((message.target?.name, message.executable?)))
-        .collect()
+    let parsed = messages.lines().filter_map(|line| serde_json::from_str::<Message>(line).ok());
+    parsed.filter_map(|message| Some((message.target?.name, message.executable?))).collect()
 }
 
-fn write(
-    recipe: &Recipe,
-    built: &[(String, PathBuf)],
-    stripped: &Path,
-    out: &Path,
-) -> Result<Written> {
+fn write(recipe: &Recipe, built: &[(String, PathBuf)], stripped: &Path, out: &Path) -> Result<Written> {
     let mut spec = ImageSpec::from_scratch(recipe.name);
     spec.entrypoint = vec![recipe.entrypoint.to_owned()];
     spec.user = recipe.user.map(str::to_owned);
-    spec.labels.insert(
-        "org.opencontainers.image.title".to_owned(),
-        recipe.title.to_owned(),
-    );
-    spec.labels.insert(
-        "org.opencontainers.image.licenses".to_owned(),
-        env!("CARGO_PKG_LICENSE").to_owned(),
-    );
-    spec.labels.insert(
-        "org.opencontainers.image.version".to_owned(),
-        env!("CARGO_PKG_VERSION").to_owned(),
-    );
+    spec.labels.insert("org.opencontainers.image.title".to_owned(), recipe.title.to_owned());
+    spec.labels.insert("org.opencontainers.image.licenses".to_owned(), env!("CARGO_PKG_LICENSE").to_owned());
+    spec.labels.insert("org.opencontainers.image.version".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
     for (_, binary) in recipe.binaries {
-        let (_, built) = built
-            .iter()
-            .find(|(name, _)| name == binary)
-            .with_context(|| format!("no binary named {binary} was built"))?;
+        let (_, built) = built.iter().find(|(name, _)| name == binary).with_context(|| format!("no binary named {binary} was built"))?;
         let small = stripped.join(binary);
         // Debug sections are most of a dev binary's size and of the time that a guest takes to import it.
-        stdout_of(
-            Command::new("strip")
-                .arg("--strip-debug")
-                .arg("-o")
-                .arg(&small)
-                .arg(built),
-        )?;
+        stdout_of(Command::new("strip").arg("--strip-debug").arg("-o").arg(&small).arg(built))?;
         spec.add_file(&small, &format!("/{binary}"))?;
     }
     let archive = out.join(recipe.archive);
     let digest = write_oci_archive(&spec, &archive)?;
-    Ok(Written {
-        name: recipe.name,
-        archive,
-        digest,
-    })
+    Ok(Written { name: recipe.name, archive, digest })
 }
 
 #[cfg(test)]
@@ -207,28 +154,13 @@ mod tests {
             "\nplain text\n",
             r#"{"reason":"build-finished","success":true}"#,
         );
-        assert_eq!(
-            executables(messages),
-            [("sriov".to_owned(), PathBuf::from("/t/debug/sriov"))]
-        );
+        assert_eq!(executables(messages), [("sriov".to_owned(), PathBuf::from("/t/debug/sriov"))]);
     }
 
     #[test]
     fn the_two_images_carry_the_four_binaries_once() {
-        let mut binaries: Vec<&str> = RECIPES
-            .iter()
-            .flat_map(|recipe| recipe.binaries)
-            .map(|(_, binary)| *binary)
-            .collect();
+        let mut binaries: Vec<&str> = RECIPES.iter().flat_map(|recipe| recipe.binaries).map(|(_, binary)| *binary).collect();
         binaries.sort_unstable();
-        assert_eq!(
-            binaries,
-            [
-                "sriov",
-                "sriov-config-daemon",
-                "sriov-device-plugin",
-                "sriov-operator"
-            ]
-        );
+        assert_eq!(binaries, ["sriov", "sriov-config-daemon", "sriov-device-plugin", "sriov-operator"]);
     }
 }

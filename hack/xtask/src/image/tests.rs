@@ -13,16 +13,10 @@ fn sample(binary: &Path) -> ImageSpec {
     spec.cmd = vec!["run".into()];
     spec.env = vec!["MODE=test".into()];
     spec.user = Some("65534".into());
-    spec.labels
-        .insert("org.opencontainers.image.title".into(), "sample".into());
+    spec.labels.insert("org.opencontainers.image.title".into(), "sample".into());
     spec.add_file(binary, "/bin/sample").unwrap();
-    spec.add(
-        "/etc/sample/conf",
-        Content::Bytes(b"key = 1\n".to_vec(), 0o640),
-    )
-    .unwrap();
-    spec.add("/bin/alias", Content::Link("sample".into()))
-        .unwrap();
+    spec.add("/etc/sample/conf", Content::Bytes(b"key = 1\n".to_vec(), 0o640)).unwrap();
+    spec.add("/bin/alias", Content::Link("sample".into())).unwrap();
     spec
 }
 
@@ -49,11 +43,7 @@ fn files(archive: &[u8]) -> BTreeMap<String, Vec<u8>> {
 fn blob<'a>(files: &'a BTreeMap<String, Vec<u8>>, descriptor: &Value) -> &'a [u8] {
     let digest = descriptor["digest"].as_str().unwrap();
     let bytes = &files[&format!("blobs/sha256/{}", digest.strip_prefix("sha256:").unwrap())];
-    assert_eq!(
-        Digest::of(bytes).to_string(),
-        digest,
-        "the blob is what its name says"
-    );
+    assert_eq!(Digest::of(bytes).to_string(), digest, "the blob is what its name says");
     assert_eq!(descriptor["size"], bytes.len(), "size of {digest}");
     bytes
 }
@@ -82,41 +72,21 @@ fn the_layout_leads_from_the_index_to_every_blob() {
     let index: Value = serde_json::from_slice(&files["index.json"]).unwrap();
     let described = &index["manifests"][0];
     assert_eq!(described["digest"], digest.to_string());
-    assert_eq!(
-        described["annotations"]["io.containerd.image.name"],
-        "localhost/sample:1"
-    );
-    assert_eq!(
-        described["annotations"]["org.opencontainers.image.ref.name"],
-        "1"
-    );
+    assert_eq!(described["annotations"]["io.containerd.image.name"], "localhost/sample:1");
+    assert_eq!(described["annotations"]["org.opencontainers.image.ref.name"], "1");
     assert_eq!(described["platform"]["os"], "linux");
 
     let manifest: Value = serde_json::from_slice(blob(&files, described)).unwrap();
     assert_eq!(manifest["mediaType"], described["mediaType"]);
-    assert_eq!(
-        manifest["layers"][0]["mediaType"],
-        "application/vnd.oci.image.layer.v1.tar"
-    );
+    assert_eq!(manifest["layers"][0]["mediaType"], "application/vnd.oci.image.layer.v1.tar");
     let config: Value = serde_json::from_slice(blob(&files, &manifest["config"])).unwrap();
-    assert_eq!(
-        config["rootfs"]["diff_ids"][0], manifest["layers"][0]["digest"],
-        "an uncompressed layer is its own diff"
-    );
+    assert_eq!(config["rootfs"]["diff_ids"][0], manifest["layers"][0]["digest"], "an uncompressed layer is its own diff");
     assert_eq!(config["config"]["Entrypoint"][0], "/bin/sample");
     assert_eq!(config["config"]["Cmd"][0], "run");
     assert_eq!(config["config"]["Env"][1], "MODE=test");
     assert_eq!(config["config"]["User"], "65534");
-    assert_eq!(
-        config["config"]["Labels"]["org.opencontainers.image.title"],
-        "sample"
-    );
-    assert_eq!(
-        files.len(),
-        5,
-        "layout, index and three blobs: {:?}",
-        files.keys()
-    );
+    assert_eq!(config["config"]["Labels"]["org.opencontainers.image.title"], "sample");
+    assert_eq!(files.len(), 5, "layout, index and three blobs: {:?}", files.keys());
 }
 
 #[test]
@@ -127,30 +97,12 @@ fn the_layer_is_sorted_owned_by_root_and_without_times() {
     let index: Value = serde_json::from_slice(&files["index.json"]).unwrap();
     let manifest: Value = serde_json::from_slice(blob(&files, &index["manifests"][0])).unwrap();
     let mut seen = Vec::new();
-    for entry in tar::Archive::new(blob(&files, &manifest["layers"][0]))
-        .entries()
-        .unwrap()
-    {
+    for entry in tar::Archive::new(blob(&files, &manifest["layers"][0])).entries().unwrap() {
         let entry = entry.unwrap();
         let header = entry.header();
-        assert_eq!(
-            (
-                header.uid().unwrap(),
-                header.gid().unwrap(),
-                header.mtime().unwrap()
-            ),
-            (0, 0, 0)
-        );
-        let link = entry
-            .link_name()
-            .unwrap()
-            .map(|target| format!(" -> {}", target.display()))
-            .unwrap_or_default();
-        seen.push(format!(
-            "{:o} {}{link}",
-            header.mode().unwrap(),
-            entry.path().unwrap().display()
-        ));
+        assert_eq!((header.uid().unwrap(), header.gid().unwrap(), header.mtime().unwrap()), (0, 0, 0));
+        let link = entry.link_name().unwrap().map(|target| format!(" -> {}", target.display())).unwrap_or_default();
+        seen.push(format!("{:o} {}{link}", header.mode().unwrap(), entry.path().unwrap().display()));
     }
     let expected = [
         "755 bin/",
@@ -173,23 +125,16 @@ fn a_path_that_is_taken_relative_or_climbing_is_refused() {
     let mut spec = ImageSpec::from_scratch("localhost/sample:1");
     spec.add("/a", Content::Bytes(Vec::new(), 0o644)).unwrap();
     for path in ["/a", "/a/b", "b", "/../b", "/c//d", "/"] {
-        assert!(
-            spec.add(path, Content::Bytes(Vec::new(), 0o644)).is_err(),
-            "{path} was taken"
-        );
+        assert!(spec.add(path, Content::Bytes(Vec::new(), 0o644)).is_err(), "{path} was taken");
     }
-    spec.add("/tmp", Content::Folder(0o755))
-        .expect("a folder may be named again, for example by a tree");
+    spec.add("/tmp", Content::Folder(0o755)).expect("a folder may be named again, for example by a tree");
 }
 
 #[test]
 fn a_name_without_a_tag_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["localhost/sample", "localhost:5000/sample", "sample:", ":1"] {
-        let refused = write_oci_archive(
-            &ImageSpec::from_scratch(name),
-            &folder.path().join("image.tar"),
-        );
+        let refused = write_oci_archive(&ImageSpec::from_scratch(name), &folder.path().join("image.tar"));
         assert!(refused.is_err(), "{name} was taken");
     }
 }
@@ -200,17 +145,10 @@ fn a_tree_keeps_modes_and_links() {
     let tree = folder.path().join("tree");
     std::fs::create_dir_all(tree.join("usr/bin")).unwrap();
     std::fs::write(tree.join("usr/bin/tool"), b"tool").unwrap();
-    std::fs::set_permissions(
-        tree.join("usr/bin/tool"),
-        std::fs::Permissions::from_mode(0o4755),
-    )
-    .unwrap();
+    std::fs::set_permissions(tree.join("usr/bin/tool"), std::fs::Permissions::from_mode(0o4755)).unwrap();
     std::os::unix::fs::symlink("usr/bin", tree.join("bin")).unwrap();
     let mut spec = ImageSpec::from_scratch("localhost/tree:1");
     spec.add_tree(&tree, "/").unwrap();
-    assert!(matches!(
-        &spec.entries["usr/bin/tool"],
-        Content::Copy(_, 0o4755)
-    ));
+    assert!(matches!(&spec.entries["usr/bin/tool"], Content::Copy(_, 0o4755)));
     assert!(matches!(&spec.entries["bin"], Content::Link(target) if target == "usr/bin"));
 }
