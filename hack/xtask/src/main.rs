@@ -1,16 +1,18 @@
 //! I/O: `cargo xtask`, the one program behind what CI and a person run in this repository. Arguments and wiring only; each subcommand is a module.
 
-#![expect(
-    clippy::print_stdout,
-    reason = "a command line tool that reports on its standard output"
-)]
+#![expect(clippy::print_stdout, reason = "a command line tool that reports on its standard output")]
 
+mod check;
+mod gen_crds;
+mod gen_proto;
 mod image;
+mod test;
 mod workspace;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 
 use crate::image::products::{self, Profile};
@@ -26,6 +28,27 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Check formatting, lints, the walls between the crates, orphan files and generated files.
+    Check {
+        /// Run only the check of this name; may be repeated.
+        #[arg(long)]
+        only: Vec<String>,
+        /// Print the names of the checks.
+        #[arg(long)]
+        list: bool,
+    },
+    /// Write the CustomResourceDefinitions into crds/yaml.
+    GenCrds {
+        /// Change nothing; fail if something is stale.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Write the Rust code of the kubelet's gRPC interfaces.
+    GenProto {
+        /// Change nothing; fail if something is stale.
+        #[arg(long)]
+        check: bool,
+    },
     /// Build the product's binaries and write its container images as OCI archives.
     Image {
         /// How the binaries are compiled.
@@ -35,25 +58,49 @@ enum Task {
         #[arg(long)]
         out: Option<PathBuf>,
     },
+    /// Run the test tiers in order and end with a line of counts.
+    Test {
+        /// Which tiers, separated by commas.
+        #[arg(long, default_value = "0,1,2,3")]
+        tier: String,
+    },
 }
 
-fn main() -> Result<()> {
-    let workspace = Workspace::locate()?;
-    match Arguments::parse().command {
-        Task::Image { profile, out } => {
-            let out = out.map_or_else(
-                || workspace.target_dir().map(|target| target.join("images")),
-                Ok,
-            )?;
-            for image in products::build(&workspace, profile, &out)? {
-                println!(
-                    "{} {} {}",
-                    image.name,
-                    image.digest,
-                    image.archive.display()
-                );
-            }
-            Ok(())
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
         }
     }
+}
+
+fn run(task: Task) -> Result<()> {
+    let workspace = Workspace::locate()?;
+    match task {
+        Task::Check { list: true, .. } => {
+            println!("{}", check::names().join("\n"));
+            Ok(())
+        }
+        Task::Check { only, .. } => match check::run(&workspace, &only)? {
+            check::Outcome { failed: 0, .. } => Ok(()),
+            check::Outcome { failed, .. } => bail!("{failed} checks failed"),
+        },
+        Task::GenCrds { check } => gen_crds::run(&workspace, check),
+        Task::GenProto { check } => gen_proto::run(workspace.root(), check),
+        Task::Image { profile, out } => image(&workspace, profile, out),
+        Task::Test { tier } => test::run(&workspace, &test::tiers(&tier)?),
+    }
+}
+
+fn image(workspace: &Workspace, profile: Profile, out: Option<PathBuf>) -> Result<()> {
+    let out = match out {
+        Some(out) => out,
+        None => workspace.target_dir()?.join("images"),
+    };
+    for image in products::build(workspace, profile, &out)? {
+        println!("{} {} {}", image.name, image.digest, image.archive.display());
+    }
+    Ok(())
 }
