@@ -12,13 +12,15 @@ use crate::conf::VfRequest;
 use crate::device::Device;
 use crate::errors::Error;
 use crate::io::Moment;
+use crate::ipam::{self, Attachment};
 use crate::journal::{Applied, Journal, Original, OriginalNetdev, Owner, Phase, VERSION};
 use crate::log::Level;
+use crate::request::Command;
 use crate::restore::{boot_id, living_netns, restore};
 use crate::result::{CniResult, Interface};
 use crate::state::{StateError, Store};
 use crate::undo::Undo;
-use crate::{Context, LOCK_WAIT, ipam, vf_plan};
+use crate::{Context, LOCK_WAIT, vf_plan};
 
 /// Attaches the VF that the configuration names.
 pub(crate) fn add(ctx: &Context<'_>) -> Result<CniResult, Error> {
@@ -27,11 +29,13 @@ pub(crate) fn add(ctx: &Context<'_>) -> Result<CniResult, Error> {
     let store = Store::at(&ctx.conf.state_dir);
     store.create()?;
     let lock = store.lock(wanted.device, Instant::now() + LOCK_WAIT)?;
-    if let Some(result) = settle(ctx, &store, &wanted, &owner)? {
-        return Ok(result);
-    }
+    let retried = match settle(ctx, &store, &wanted, &owner, &netns)? {
+        Earlier::Complete(result) => return Ok(result),
+        Earlier::Interrupted => true,
+        Earlier::None => false,
+    };
     let mut undo = Undo::new(ctx, &store, lock);
-    let attaching = Attaching { ctx, store: &store, wanted: &wanted, netns: &netns };
+    let attaching = Attaching { ctx, store: &store, wanted: &wanted, netns: &netns, retried };
     match attaching.perform(owner, &mut undo) {
         Ok(result) => {
             undo.commit();
@@ -60,34 +64,53 @@ fn owner(ctx: &Context<'_>) -> Result<(NetNs, Owner), Error> {
     Ok((netns, owner))
 }
 
+/// What an earlier ADD by the same owner left.
+enum Earlier {
+    /// Nothing.
+    None,
+    /// A complete attachment with this result.
+    Complete(CniResult),
+    /// Something that was taken back now; IPAM may still hold addresses for it.
+    Interrupted,
+}
+
 /// What an earlier attachment of the VF means for this one: its result if it is the same and complete, an error if another lives, and the VF
 /// brought back if it is what a dead or interrupted one left.
-fn settle(ctx: &Context<'_>, store: &Store, wanted: &VfRequest, owner: &Owner) -> Result<Option<CniResult>, Error> {
+fn settle(ctx: &Context<'_>, store: &Store, wanted: &VfRequest, owner: &Owner, netns: &NetNs) -> Result<Earlier, Error> {
     let vf = wanted.device;
     let journal = match store.read(vf) {
-        Ok(None) => return Ok(None),
+        Ok(None) => return Ok(Earlier::None),
         Ok(Some(journal)) => journal,
         Err(error @ StateError::Journal { .. }) => {
             let aside = store.set_aside(vf)?;
             ctx.log.write(Level::Warning, &format_args!("{error}; it is now {}", aside.display()));
-            return Ok(None);
+            return Ok(Earlier::None);
         }
         Err(error) => return Err(error.into()),
     };
-    let alive = journal.boot_id == boot_id(ctx.host) && living_netns(&journal.owner).is_some();
-    if journal.owner == *owner && alive {
-        if let (Phase::Attached, Some(result)) = (journal.phase, &journal.result) {
-            ctx.log.write(Level::Info, &format_args!("VF {vf} is already attached: repeated ADD"));
-            return Ok(Some(result.clone()));
-        }
-    } else if alive && !journal.owner.is(&owner.container_id, &owner.if_name) {
+    let alive = journal.boot_id == boot_id(ctx.host) && living_netns(&journal.owner, None).is_some();
+    let own = journal.owner.is(&owner.container_id, &owner.if_name);
+    if alive && !own {
         let Owner { container_id, if_name, .. } = journal.owner;
         return Err(Error::Taken { vf, container_id, if_name });
     }
+    if let (Phase::Attached, Some(result)) = (journal.phase, &journal.result)
+        && alive
+        && journal.owner == *owner
+        && (journal.userspace_driver.is_some() || has_link(netns, &owner.if_name)?)
+    {
+        ctx.log.write(Level::Info, &format_args!("VF {vf} is already attached: repeated ADD"));
+        return Ok(Earlier::Complete(result.clone()));
+    }
     ctx.log.write(Level::Info, &format_args!("VF {vf} was left by container {}: restoring it first", journal.owner.container_id));
-    restore(ctx.host, ctx.log, &journal).map_err(|cause| Error::RestoreFirst { vf, cause })?;
+    restore(ctx, &journal).map_err(|cause| Error::RestoreFirst { vf, cause })?;
     store.remove(vf)?;
-    Ok(None)
+    Ok(if own { Earlier::Interrupted } else { Earlier::None })
+}
+
+fn has_link(netns: &NetNs, name: &str) -> Result<bool, Error> {
+    let pod = Route::open_in(netns).map_err(AttachError::from)?;
+    Ok(pod.link_by_name(name)?.is_some())
 }
 
 /// An ADD that has the VF for itself.
@@ -96,16 +119,20 @@ struct Attaching<'a> {
     store: &'a Store,
     wanted: &'a VfRequest,
     netns: &'a NetNs,
+    /// An earlier ADD of the same attachment was interrupted.
+    retried: bool,
 }
 
 impl Attaching<'_> {
     fn perform(&self, owner: Owner, undo: &mut Undo<'_>) -> Result<CniResult, Error> {
-        let Self { ctx, store, wanted, netns } = self;
+        let Self { ctx, store, wanted, netns, .. } = self;
         let route = Route::open()?;
         let device = Device::find(ctx.host, &route, wanted.device)?;
         if let Some(link) = &device.netdev {
             let pod = Route::open_in(netns).map_err(AttachError::from)?;
             attach::check_before(&pod, link, &ctx.request.if_name, wanted.mtu)?;
+        } else if let Some(asked) = wanted.mtu {
+            return Err(AttachError::UserspaceMtu { asked, vf: device.vf, driver: device.driver }.into());
         }
         let mut journal = self.journal(&route, &device, owner)?;
         undo.journal(device.vf, &journal.attempt);
@@ -200,6 +227,10 @@ impl Attaching<'_> {
         undo.release_lock();
         let Some(plugin) = &self.ctx.conf.ipam else { return Ok(CniResult::default()) };
         undo.ipam(plugin);
+        if self.retried {
+            // The interrupted one may have got addresses; some plugins refuse to give any to the same attachment again.
+            ipam::call(self.ctx, plugin, Command::Del, Attachment::of(self.ctx))?;
+        }
         Ok(ipam::add(self.ctx, plugin)?)
     }
 

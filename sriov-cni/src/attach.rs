@@ -10,6 +10,7 @@ use sriov_host::mac::MacAddr;
 use sriov_host::netlink::route::OpenRouteError;
 use sriov_host::netlink::{Link, LinkChange, NetlinkError, Route, RouteSpec};
 use sriov_host::netns::{NetNs, NetNsError};
+use sriov_host::pci::PciAddress;
 use sriov_host::vf::{VfIndex, VfSetting};
 
 use crate::device::{Device, DeviceError};
@@ -43,7 +44,7 @@ pub enum AttachError {
         /// The attribute.
         setting: VfSetting,
     },
-    /// The driver refused an MTU that it says it can't do.
+    /// More than the driver says it can do.
     #[error("mtu is {asked}: {netdev} takes at most {max}")]
     Mtu {
         /// The netdev.
@@ -52,6 +53,16 @@ pub enum AttachError {
         asked: u32,
         /// Its limit.
         max: u32,
+    },
+    /// There is no netdev to set an MTU on.
+    #[error("mtu is {asked}: VF {vf} is held by {driver}, so that only the program which uses it can set its MTU")]
+    UserspaceMtu {
+        /// What was asked.
+        asked: u32,
+        /// The VF.
+        vf: PciAddress,
+        /// Its driver.
+        driver: String,
     },
     /// A link of the asked name is there.
     #[error("the container already has an interface {name:?}")]

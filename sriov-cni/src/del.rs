@@ -55,7 +55,7 @@ pub(crate) fn bring_back(ctx: &Context<'_>, store: &Store, vf: PciAddress, owned
     };
     // Read under the lock: between the look and the lock the VF may have been given to another container.
     let Some(journal) = journal.filter(owned) else { return Ok(()) };
-    restore(ctx.host, ctx.log, &journal)?;
+    restore(ctx, &journal)?;
     store.remove(vf)?;
     Ok(())
 }

@@ -134,7 +134,7 @@ impl Error {
             Self::Unavailable(_) => 50,
             Self::Device(error) | Self::Attach(AttachError::Device(error)) => device_code(error),
             Self::Attach(AttachError::Refused { .. } | AttachError::Ignored { .. }) => 101,
-            Self::Attach(AttachError::Mtu { .. }) => 7,
+            Self::Attach(AttachError::Mtu { .. } | AttachError::UserspaceMtu { .. }) => 7,
             Self::Attach(_) | Self::Netlink(_) => 102,
             Self::Ipam(IpamError::Refused { code, .. }) => *code,
             Self::Ipam(_) => 103,

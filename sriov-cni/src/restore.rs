@@ -6,6 +6,7 @@
 //! same as doing it once.
 
 use std::os::fd::AsFd as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -17,6 +18,7 @@ use sriov_host::netlink::{Link, LinkChange, NetlinkError, Route};
 use sriov_host::netns::{NetNs, NetNsError, NsId};
 use sriov_host::uevent::{UeventError, UeventSocket};
 
+use crate::Context;
 use crate::attach::{AttachError, set_attributes};
 use crate::device::{DeviceError, netdev_in_host, pf_link};
 use crate::journal::{Journal, OriginalNetdev, Owner};
@@ -63,11 +65,11 @@ pub enum RestoreError {
     Uevent(#[from] UeventError),
 }
 
-/// The owner's network namespace if it is still the one of ADD.
-pub(crate) fn living_netns(owner: &Owner) -> Option<NetNs> {
-    let netns = NetNs::open(&owner.netns_path).ok()?;
-    let id = netns.id().ok()?;
-    (id == NsId { dev: owner.netns_dev, ino: owner.netns_inode }).then_some(netns)
+/// The owner's network namespace if it is still the one of ADD, by the path of ADD or by the one that the runtime gives now.
+pub(crate) fn living_netns(owner: &Owner, given_now: Option<&Path>) -> Option<NetNs> {
+    let remembered = NsId { dev: owner.netns_dev, ino: owner.netns_inode };
+    let same = |path: &Path| NetNs::open(path).ok().filter(|netns| netns.id().is_ok_and(|id| id == remembered));
+    same(&owner.netns_path).or_else(|| given_now.and_then(same))
 }
 
 /// Identifies the running kernel; empty where it can't be read.
@@ -76,7 +78,8 @@ pub(crate) fn boot_id(host: &Host) -> String {
 }
 
 /// Brings the VF back.
-pub(crate) fn restore(host: &Host, log: &Log, journal: &Journal) -> Result<(), RestoreError> {
+pub(crate) fn restore(ctx: &Context<'_>, journal: &Journal) -> Result<(), RestoreError> {
+    let Context { host, log, .. } = *ctx;
     if journal.boot_id != boot_id(host) {
         log.write(Level::Info, &format_args!("VF {} was attached before a reboot: nothing to restore", journal.vf));
         return Ok(());
@@ -91,7 +94,8 @@ pub(crate) fn restore(host: &Host, log: &Log, journal: &Journal) -> Result<(), R
         Err(cause) => return Err(DeviceError::Find { vf: journal.vf, cause }.into()),
     };
     let route = Route::open()?;
-    let restoring = Restoring { host, log, route: &route, journal };
+    let given_now = ctx.request.netns.as_deref();
+    let restoring = Restoring { host, log, route: &route, journal, given_now };
     let has_netdev = location.driver.as_deref().is_some_and(|driver| !quirks::is_userspace(driver));
     let Some(original) = journal.original.netdev.as_ref().filter(|_| has_netdev) else { return restoring.attributes() };
     restoring.netdev(original)?;
@@ -104,17 +108,16 @@ struct Restoring<'a> {
     log: &'a Log,
     route: &'a Route,
     journal: &'a Journal,
+    given_now: Option<&'a Path>,
 }
 
 impl Restoring<'_> {
     fn netdev(&self, original: &OriginalNetdev) -> Result<(), RestoreError> {
-        // Opened before looking, so that a netdev that arrives in between is not missed.
-        let events = UeventSocket::open()?;
         let vf = self.journal.vf;
         if let Some(link) = netdev_in_host(self.host, self.route, vf)? {
             return self.finish(link, original);
         }
-        let netns = living_netns(&self.journal.owner);
+        let netns = living_netns(&self.journal.owner, self.given_now);
         if let Some(netns) = &netns
             && self.bring_out(netns, original)?
             && let Some(link) = self.route.link_by_name(&original.name)?
@@ -122,7 +125,7 @@ impl Restoring<'_> {
             return self.finish(link, original);
         }
         let deadline = Instant::now() + if netns.is_some() { Duration::ZERO } else { RETURN_WAIT };
-        let link = self.wait(&events, deadline)?.ok_or_else(|| RestoreError::Missing {
+        let link = self.wait(deadline)?.ok_or_else(|| RestoreError::Missing {
             vf: vf.to_string(),
             netns: self.journal.owner.netns_path.display().to_string(),
         })?;
@@ -130,7 +133,9 @@ impl Restoring<'_> {
     }
 
     /// Waits until the VF's netdev is in the host, under whatever name.
-    fn wait(&self, events: &UeventSocket, deadline: Instant) -> Result<Option<Link>, RestoreError> {
+    fn wait(&self, deadline: Instant) -> Result<Option<Link>, RestoreError> {
+        // The first look comes after this, so that a netdev that arrives now is not missed.
+        let events = UeventSocket::open()?;
         let look = || Ok::<_, RestoreError>(netdev_in_host(self.host, self.route, self.journal.vf)?);
         match events.wait_until(deadline, look)? {
             Some(link) => Ok(Some(link)),

@@ -89,7 +89,7 @@ impl<'a> Undo<'a> {
                 };
                 // Another call may have taken the VF over while the lock was free.
                 let Some(journal) = self.store.read(*vf)?.filter(|journal| journal.attempt == *attempt) else { return Ok(()) };
-                restore(self.ctx.host, &self.ctx.log, &journal)?;
+                restore(self.ctx, &journal)?;
                 self.store.remove(*vf)?;
             }
         }
