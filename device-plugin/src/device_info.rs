@@ -16,11 +16,11 @@ use crate::pool::PoolName;
 
 /// A device-info file that could not be written.
 #[derive(Debug, thiserror::Error)]
-#[error("failed to {verb} {}: {source}", path.display())]
+#[error("failed to {verb} {}: {cause}", path.display())]
 pub struct DeviceInfoError {
     verb: &'static str,
     path: PathBuf,
-    source: io::Error,
+    cause: io::Error,
 }
 
 /// Writes the file of one device below `folder`, which is made if it is not there.
@@ -30,7 +30,7 @@ pub fn write(folder: &Path, pool: &PoolName, address: PciAddress) -> Result<(), 
     let fresh = folder.join(format!(".{}.new", pool.device_info_name(&id)));
     let fail = |verb, path: &Path| {
         let path = path.to_owned();
-        move |source| DeviceInfoError { verb, path, source }
+        move |cause| DeviceInfoError { verb, path, cause }
     };
     fs::create_dir_all(folder).map_err(fail("create folder", folder))?;
     // What an earlier instance left half done is read-only: it can be removed, but not opened again.

@@ -29,12 +29,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum RegisterError {
     /// Nobody listens on the socket.
-    #[error("failed to connect to {}: {}", path.display(), root_cause(source))]
+    #[error("failed to connect to {}: {}", path.display(), root_cause(cause))]
     Connect {
         /// The kubelet's socket.
         path: PathBuf,
         /// Why.
-        source: tonic::transport::Error,
+        cause: tonic::transport::Error,
     },
     /// The kubelet said no, or nothing.
     #[error("the kubelet refused: {} ({:?})", status.message(), status.code())]
@@ -81,7 +81,7 @@ pub async fn keep_registered(folder: PathBuf, pool: PoolName, again: Arc<Notify>
 
 async fn register(folder: &Path, pool: &PoolName) -> Result<(), RegisterError> {
     let path = folder.join(KUBELET_SOCKET);
-    let connect = |source| RegisterError::Connect { path: path.clone(), source };
+    let connect = |cause| RegisterError::Connect { path: path.clone(), cause };
     let endpoint = Endpoint::from_shared(format!("unix:{}", path.display())).map_err(connect)?.timeout(ANSWER_WITHIN);
     let channel = endpoint.connect().await.map_err(connect)?;
     let request = RegisterRequest {

@@ -49,12 +49,12 @@ pub enum RunError {
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// No such file, or no permission.
-    #[error("failed to read {}: {source}", path.display())]
+    #[error("failed to read {}: {cause}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Not this format.
     #[error(transparent)]
@@ -65,7 +65,7 @@ impl Settings {
     /// The config file as it is now.
     pub fn load(&self) -> Result<Config, LoadError> {
         let path = &self.config_file;
-        let text = fs::read_to_string(path).map_err(|source| LoadError::Read { path: path.clone(), source })?;
+        let text = fs::read_to_string(path).map_err(|cause| LoadError::Read { path: path.clone(), cause })?;
         Ok(config::parse(&path.display().to_string(), &text, &self.resource_prefix)?)
     }
 }

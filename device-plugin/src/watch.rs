@@ -32,11 +32,11 @@ const BUFFER_BYTES: usize = 4096;
 
 /// A watch that could not be set up or read.
 #[derive(Debug, thiserror::Error)]
-#[error("failed to {verb} {}: {source}", folder.display())]
+#[error("failed to {verb} {}: {cause}", folder.display())]
 pub struct WatchError {
     verb: &'static str,
     folder: PathBuf,
-    source: io::Error,
+    cause: io::Error,
 }
 
 /// Wakes at each change in a folder. The folder need not exist: until it does, the nearest folder above it is watched.
@@ -51,7 +51,7 @@ pub struct FolderWatch {
 impl FolderWatch {
     /// Watches `folder` from now on. Must be called inside a tokio runtime.
     pub fn start(folder: &Path) -> Result<Self, WatchError> {
-        let fail = |source| WatchError { verb: "watch", folder: folder.to_owned(), source };
+        let fail = |cause| WatchError { verb: "watch", folder: folder.to_owned(), cause };
         let absolute = std::path::absolute(folder).map_err(fail)?;
         let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).map_err(|errno| fail(errno.into()))?;
         #[expect(deprecated, reason = "the other constructor is unsafe; an OwnedFd is what that one asks for: one open file for as long as it lives")]
@@ -64,11 +64,11 @@ impl FolderWatch {
     /// Returns after the next change. Can be dropped and called again without losing one.
     pub async fn changed(&mut self) -> Result<(), WatchError> {
         loop {
-            let mut ready = self.inotify.readable().await.map_err(|source| self.error("wait for changes of", source))?;
+            let mut ready = self.inotify.readable().await.map_err(|cause| self.error("wait for changes of", cause))?;
             let drained = ready.try_io(|fd| drain(fd.get_ref()));
             match drained {
                 Ok(Ok(())) => break,
-                Ok(Err(source)) => return Err(self.error("read changes of", source)),
+                Ok(Err(cause)) => return Err(self.error("read changes of", cause)),
                 Err(_would_block) => {}
             }
         }
@@ -107,8 +107,8 @@ impl FolderWatch {
         }
     }
 
-    fn error(&self, verb: &'static str, source: io::Error) -> WatchError {
-        WatchError { verb, folder: self.folder.clone(), source }
+    fn error(&self, verb: &'static str, cause: io::Error) -> WatchError {
+        WatchError { verb, folder: self.folder.clone(), cause }
     }
 }
 

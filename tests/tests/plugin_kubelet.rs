@@ -348,13 +348,17 @@ async fn an_instance_that_ends_leaves_the_sockets_of_the_one_that_replaced_it() 
     kubelet.until_resource("openshift.io/nics", |resource| resource.registrations == 1).await?;
     let mut newer = older.command(&[])?.stderr(Stdio::null()).spawn()?;
     let registered = kubelet.until_resource("openshift.io/nics", |resource| resource.registrations == 2).await;
-    let ended = registered.and(older.terminate());
+    let socket = older.socket("nics");
+    let identity = || fs::metadata(&socket).map(|socket| (socket.ino(), socket.ctime(), socket.ctime_nsec()));
+    let before = identity();
+    let ended = older.terminate();
+    let after = identity();
     let answer = kubelet.allocate("openshift.io/nics", &[VFS[0]]).await;
     newer.kill()?;
     newer.wait()?;
-    ended?;
+    registered.and(ended)?;
     answer?;
-    assert!(older.socket("nics").exists());
+    assert_eq!(before?, after?, "the newer instance did not have to make its socket again");
     Ok(())
 }
 

@@ -10,11 +10,11 @@ use tokio::net::UnixListener;
 
 /// A socket file that could not be made, looked at or removed.
 #[derive(Debug, thiserror::Error)]
-#[error("failed to {verb} {}: {source}", path.display())]
+#[error("failed to {verb} {}: {cause}", path.display())]
 pub struct SocketError {
     verb: &'static str,
     path: PathBuf,
-    source: io::Error,
+    cause: io::Error,
 }
 
 /// Which file this is. Inode numbers are used again at once by some file systems, so the time of birth belongs to it.
@@ -42,7 +42,7 @@ impl From<&Metadata> for Identity {
 pub(super) fn bind(path: &Path) -> Result<(UnixListener, Identity), SocketError> {
     let fail = |verb, path: &Path| {
         let path = path.to_owned();
-        move |source| SocketError { verb, path, source }
+        move |cause| SocketError { verb, path, cause }
     };
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let fresh = path.with_file_name(format!(".{name}"));
@@ -65,7 +65,7 @@ pub(super) fn remove(path: &Path, made: &Identity) -> Result<(), SocketError> {
     if Identity::of(path).as_ref() != Some(made) {
         return Ok(());
     }
-    fs::remove_file(path).map_err(|source| SocketError { verb: "remove", path: path.to_owned(), source })
+    fs::remove_file(path).map_err(|cause| SocketError { verb: "remove", path: path.to_owned(), cause })
 }
 
 #[cfg(test)]
