@@ -6,6 +6,7 @@ mod check;
 mod gen_crds;
 mod gen_proto;
 mod image;
+mod lab_build;
 mod test;
 mod workspace;
 
@@ -58,6 +59,8 @@ enum Task {
         #[arg(long)]
         out: Option<PathBuf>,
     },
+    /// Build what the lab's machines are made of and print the path of `artifacts.json`.
+    LabBuild(lab_build::Arguments),
     /// Run the test tiers in order and end with a line of counts.
     Test {
         /// Which tiers, separated by commas.
@@ -90,6 +93,7 @@ fn run(task: Task) -> Result<()> {
         Task::GenCrds { check } => gen_crds::run(&workspace, check),
         Task::GenProto { check } => gen_proto::run(workspace.root(), check),
         Task::Image { profile, out } => image(&workspace, profile, out),
+        Task::LabBuild(arguments) => lab_build::run(&workspace, &arguments),
         Task::Test { tier } => test::run(&workspace, &test::tiers(&tier)?),
     }
 }
