@@ -186,6 +186,11 @@ impl Lab {
         self.artifacts.as_ref().context("a lab without nodes has no artifacts")
     }
 
+    /// Copies one of our own programs into a guest.
+    pub fn install(&self, guest: &Guest, product: &str, to: &str) -> Result<()> {
+        guest.copy_program(self.artifacts()?.product(product)?, to)
+    }
+
     /// Prints a line with the time since the lab was asked for.
     pub fn progress(&self, text: &str) {
         eprintln!("lab: {:6.1} s  {text}", self.started.elapsed().as_secs_f64());
@@ -312,7 +317,9 @@ pub fn check_host() -> Result<()> {
         ("openssl", "openssl"),
         ("mkfs.ext4", "e2fsprogs"),
     ] {
-        let found = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"].iter().any(|folder| fs::exists(format!("{folder}/{program}")).unwrap_or(false));
+        let found = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
+            .iter()
+            .any(|folder| fs::exists(format!("{folder}/{program}")).unwrap_or(false));
         ensure!(found, "{program} is not installed: apt-get install {package}");
     }
     Ok(())

@@ -72,9 +72,7 @@ fn perform(request: Request, input: TcpStream, sink: &Sink) -> Result<Reply, Fai
         Request::Spawn { argv, env, log } => spawn(&argv, env, &log),
         Request::Read { path } => read(&path, sink).map_err(|error| failure("read", &path, &error)),
         Request::Write { path, mode } => write(&path, mode, input).map_err(|error| failure("write", &path, &error)),
-        Request::Follow { path, limit_ms } => {
-            follow(&path, Duration::from_millis(limit_ms), sink).map_err(|error| failure("follow", &path, &error))
-        }
+        Request::Follow { path, limit_ms } => follow(&path, Duration::from_millis(limit_ms), sink).map_err(|error| failure("follow", &path, &error)),
     }
 }
 
@@ -105,10 +103,7 @@ fn exec(argv: &[String], env: Vec<(String, String)>, limit: Duration, input: Tcp
         let over = Arc::clone(&over);
         thread::spawn(move || feed(input, stdin, group, &over));
     }
-    let pumps = [
-        child.stdout.take().map(|pipe| pump(pipe, Kind::Output, sink)),
-        child.stderr.take().map(|pipe| pump(pipe, Kind::Error, sink)),
-    ];
+    let pumps = [child.stdout.take().map(|pipe| pump(pipe, Kind::Output, sink)), child.stderr.take().map(|pipe| pump(pipe, Kind::Error, sink))];
     let reply = wait(&mut child, group, limit).map_err(|error| failure("wait for", &argv.join(" "), &error))?;
     over.store(true, Ordering::SeqCst);
     let until = Instant::now() + DRAIN;

@@ -2,7 +2,7 @@
 //!
 //! What lives here: copying the program there, the form of a wish, reading what it prints. What does not: what is right (the tests).
 //!
-//! Invariant: the program is the one that was built from this tree just now.
+//! Invariant: the program is the one that the images hold.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use sriov_host::inventory::{Inventory, Pf};
 
-use super::artifacts::product;
+use super::Lab;
 use super::guest::{Guest, Outcome};
 use super::topology::Nic;
 
@@ -58,9 +58,9 @@ impl Wish {
 }
 
 impl<'a> ConfigDaemon<'a> {
-    /// Builds the program if it changed and copies it into the guest.
-    pub fn install(guest: &'a Guest) -> Result<Self> {
-        guest.copy_program(&product("sriov-config-daemon", "sriov-config-daemon")?, PROGRAM)?;
+    /// Copies the program into the guest.
+    pub fn install(lab: &Lab, guest: &'a Guest) -> Result<Self> {
+        lab.install(guest, "sriov-config-daemon", PROGRAM)?;
         Ok(Self { guest })
     }
 

@@ -21,7 +21,10 @@ const QUESTION_LIMIT: Duration = Duration::from_secs(15);
 const GUEST_QUESTIONS: [(&str, &str); 9] = [
     ("ip-d-link.txt", "ip -d link"),
     ("ip-addr.txt", "ip addr; ip route"),
-    ("sriov.txt", "for d in /sys/bus/pci/devices/*/sriov_totalvfs; do d=${d%/*}; echo $d; grep . $d/sriov_* $d/net/*/mtu; ls -l $d | grep virtfn; done"),
+    (
+        "sriov.txt",
+        "for d in /sys/bus/pci/devices/*/sriov_totalvfs; do d=${d%/*}; echo $d; grep . $d/sriov_* $d/net/*/mtu; ls -l $d | grep virtfn; done",
+    ),
     ("pci-drivers.txt", "ls -l /sys/bus/pci/devices/*/driver; ls -l /sys/kernel/iommu_groups/*/devices"),
     ("cni-journals.txt", "ls -lR /var/lib/cni; grep -r . /var/lib/cni/sriov"),
     ("device-plugin.txt", "grep -r . /run/sriov-operator /etc/sriov-operator; ls -l /var/lib/kubelet/device-plugins"),

@@ -139,7 +139,8 @@ pub struct Frame {
 /// Writes one frame and flushes it.
 pub fn write_frame(stream: &mut impl Write, kind: Kind, payload: &[u8]) -> io::Result<()> {
     let length = u32::try_from(payload.len()).ok().filter(|length| *length as usize <= MAX_PAYLOAD);
-    let length = length.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("frame of {} bytes, at most {MAX_PAYLOAD} allowed", payload.len())))?;
+    let length = length
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("frame of {} bytes, at most {MAX_PAYLOAD} allowed", payload.len())))?;
     let mut bytes = Vec::with_capacity(payload.len() + 5);
     bytes.push(kind.byte());
     bytes.extend_from_slice(&length.to_be_bytes());

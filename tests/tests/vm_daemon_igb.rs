@@ -1,0 +1,226 @@
+//! I/O: tier 2: the config daemon on a real kernel: what it sees, what it makes, what it refuses, and that it can be killed at any moment.
+//!
+//! What lives here: `observe`, `plan`, `apply` and `reset` in two guests, of which the second has no IOMMU. What does not: the loop around
+//! them, which needs a cluster (`cluster_slice`).
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use sriov_host::inventory::Pf;
+use sriov_tests::lab::Lab;
+use sriov_tests::lab::config_daemon::{ConfigDaemon, PROGRAM, Wish, node_state};
+use sriov_tests::lab::guest::Guest;
+use sriov_tests::lab::topology::{Nic, Node, Topology};
+
+sriov_tests::lab_tests! { Topology::guests([Node::new(1), Node::new(2).without_iommu()]);
+    it_sees_what_the_kernel_shows,
+    netdevice_vfs_get_their_driver_mac_and_mtu,
+    a_second_apply_finds_nothing_to_do,
+    reset_gives_the_pf_back_as_it_was,
+    one_pf_has_vfs_for_both_kinds_of_driver,
+    the_number_of_vfs_goes_from_two_to_four_to_none,
+    too_many_vfs_are_refused_while_the_other_pf_is_configured,
+    killed_after_any_step_it_converges_and_never_makes_right_vfs_again,
+    without_an_iommu_vfio_is_refused_and_nothing_is_touched,
+}
+
+fn first(lab: &Lab) -> Result<(&Guest, Nic, Nic)> {
+    pfs(lab.guest(1)?)
+}
+
+fn pfs(guest: &Guest) -> Result<(&Guest, Nic, Nic)> {
+    let mut nics = guest.node().nics();
+    Ok((guest, nics.next().context("no PF")?, nics.next().context("one PF only")?))
+}
+
+fn links(guest: &Guest) -> Result<Vec<Value>> {
+    Ok(serde_json::from_str(&guest.run(&["/usr/sbin/ip", "-j", "-d", "link"])?)?)
+}
+
+fn link(guest: &Guest, name: &str) -> Result<Value> {
+    links(guest)?.into_iter().find(|link| link["ifname"] == name).with_context(|| format!("there is no link {name}"))
+}
+
+fn drivers(pf: &Pf) -> Vec<Option<&str>> {
+    pf.vfs.iter().map(|vf| vf.driver.as_deref()).collect()
+}
+
+/// Applies and fails unless everything was done.
+fn apply(daemon: &ConfigDaemon<'_>, wishes: &[Wish]) -> Result<()> {
+    let outcome = daemon.apply(wishes)?;
+    ensure!(outcome.success() && outcome.text().contains("left: nothing to do"), "{outcome}");
+    Ok(())
+}
+
+fn reset(daemon: &ConfigDaemon<'_>) -> Result<()> {
+    let outcome = daemon.reset()?;
+    ensure!(outcome.success(), "{outcome}");
+    Ok(())
+}
+
+fn it_sees_what_the_kernel_shows(lab: &mut Lab) -> Result<()> {
+    let (guest, nic, other) = first(lab)?;
+    let daemon = ConfigDaemon::install(lab, guest)?;
+    guest.write_attribute(&format!("/sys/bus/pci/devices/{}/sriov_numvfs", nic.pci_address()), "2")?;
+    guest.run(&["/usr/sbin/ip", "link", "set", &nic.netdev(), "up"])?;
+    let carrier = || Ok((guest.read_text(&format!("/sys/class/net/{}/carrier", nic.netdev()))? == "1").then_some(()));
+    // The kernel takes no rate for a PF without a link speed.
+    guest.poll(Instant::now() + Duration::from_secs(30), "the PF has a carrier", carrier)?;
+    guest.sh(&format!("ip link set {} vf 1 mac 52:54:00:01:02:03 vlan 42 qos 3 spoofchk off trust on max_tx_rate 100", nic.netdev()))?;
+    let netdevs = || Ok(daemon.pf(nic).ok().filter(|pf| pf.vfs.iter().all(|vf| vf.netdev.is_some())));
+    let pf = guest.poll(Instant::now() + Duration::from_secs(30), "both VFs have netdevs", netdevs)?;
+    let shown = link(guest, &nic.netdev())?;
+    assert_eq!((pf.numvfs, pf.totalvfs, pf.driver.as_deref(), pf.vfs.len()), (2, 7, Some("igb"), 2));
+    let netdev = pf.netdev.context("the PF has no netdev")?;
+    assert_eq!((netdev.name.as_str(), netdev.ifindex), (shown["ifname"].as_str().unwrap_or(""), serde_json::from_value(shown["ifindex"].clone())?));
+    assert_eq!(netdev.mac.map(|mac| mac.to_string()).as_deref(), shown["address"].as_str());
+    for (vf, shown) in pf.vfs.iter().zip(shown["vfinfo_list"].as_array().context("ip shows no VFs")?) {
+        let attributes = serde_json::to_value(vf.attributes.as_ref().context("the VF has no attributes")?)?;
+        let vlan = shown["vlan_list"][0]["vlan"].as_u64().unwrap_or(0);
+        assert_eq!(attributes["mac"], shown["address"], "{attributes} {shown}");
+        assert_eq!(attributes["vlan"]["id"].as_u64().unwrap_or(0), vlan, "{attributes} {shown}");
+        assert_eq!((&attributes["spoof_check"], &attributes["trust"]), (&shown["spoofchk"], &shown["trust"]), "{attributes} {shown}");
+        let netdev = vf.netdev.as_ref().context("the VF has no netdev")?;
+        assert_eq!(Some(netdev.mac.context("no MAC")?.to_string().as_str()), link(guest, &netdev.name)?["address"].as_str());
+        assert!(vf.iommu_group.is_some(), "{vf:?}");
+    }
+    assert!(daemon.observe()?.iommu.active);
+    assert_eq!(daemon.pf(other)?.numvfs, 0);
+    guest.write_attribute(&format!("/sys/bus/pci/devices/{}/sriov_numvfs", nic.pci_address()), "0")
+}
+
+fn netdevice_vfs_get_their_driver_mac_and_mtu(lab: &mut Lab) -> Result<()> {
+    let (guest, nic, other) = first(lab)?;
+    let daemon = ConfigDaemon::installed(guest);
+    apply(&daemon, &[Wish::vfs(nic, 2).group("0-1", "netdevice").mtu(4000)])?;
+    let pf = daemon.pf(nic)?;
+    assert_eq!(drivers(&pf), [Some("igbvf"), Some("igbvf")]);
+    for vf in &pf.vfs {
+        let name = format!("{}v{}", nic.netdev(), serde_json::to_value(vf.index)?);
+        let shown = link(guest, &name)?;
+        assert_eq!(shown["mtu"], 4000, "{shown}");
+        let admin = vf.attributes.as_ref().context("the VF has no attributes")?.mac;
+        assert!(!admin.is_zero());
+        assert_eq!(shown["address"], admin.to_string(), "{shown}");
+    }
+    assert_eq!(link(guest, &nic.netdev())?["mtu"], 4000);
+    assert_eq!((daemon.pf(other)?.numvfs, &link(guest, &other.netdev())?["mtu"]), (0, &1500.into()));
+    Ok(())
+}
+
+fn a_second_apply_finds_nothing_to_do(lab: &mut Lab) -> Result<()> {
+    let (guest, nic, _) = first(lab)?;
+    let daemon = ConfigDaemon::installed(guest);
+    let wish = [Wish::vfs(nic, 2).group("0-1", "netdevice").mtu(4000)];
+    apply(&daemon, &wish)?;
+    let before = links(guest)?;
+    assert_eq!(daemon.plan(&wish)?, "nothing to do\n");
+    let outcome = daemon.apply(&wish)?;
+    ensure!(outcome.text().starts_with("0 of 0 steps done"), "{outcome}");
+    assert_eq!(links(guest)?, before);
+    Ok(())
+}
+
+fn reset_gives_the_pf_back_as_it_was(lab: &mut Lab) -> Result<()> {
+    let (guest, nic, _) = first(lab)?;
+    let daemon = ConfigDaemon::installed(guest);
+    apply(&daemon, &[Wish::vfs(nic, 2).group("0-1", "netdevice").mtu(4000)])?;
+    reset(&daemon)?;
+    assert_eq!((daemon.pf(nic)?.numvfs, &link(guest, &nic.netdev())?["mtu"]), (0, &1500.into()));
+    assert_eq!(guest.run(&["find", "/etc/sriov-operator", "-type", "f", "-path", "*/pci/*"])?, "");
+    Ok(())
+}
+
+fn one_pf_has_vfs_for_both_kinds_of_driver(lab: &mut Lab) -> Result<()> {
+    let (guest, nic, _) = first(lab)?;
+    let daemon = ConfigDaemon::installed(guest);
+    apply(&daemon, &[Wish::vfs(nic, 3).group("0-0", "netdevice").group("1-2", "vfio-pci")])?;
+    let pf = daemon.pf(nic)?;
+    assert_eq!(drivers(&pf), [Some("igbvf"), Some("vfio-pci"), Some("vfio-pci")]);
+    let groups: Vec<_> = pf.vfs[1..].iter().filter_map(|vf| vf.iommu_group).collect();
+    assert!(groups.len() == 2 && groups[0] != groups[1], "{groups:?}");
+    for group in groups {
+        guest.run(&["test", "-c", &format!("/dev/vfio/{group}")])?;
+    }
+    reset(&daemon)
+}
+
+fn the_number_of_vfs_goes_from_two_to_four_to_none(lab: &mut Lab) -> Result<()> {
+    let (guest, nic, _) = first(lab)?;
+    let daemon = ConfigDaemon::installed(guest);
+    for count in [2, 4] {
+        apply(&daemon, &[Wish::vfs(nic, count).group(&format!("0-{}", count - 1), "netdevice")])?;
+        let pf = daemon.pf(nic)?;
+        assert_eq!((pf.numvfs, pf.vfs.iter().filter(|vf| vf.netdev.is_some()).count()), (u16::from(count), usize::from(count)));
+    }
+    // Nothing is wanted any more, which is not the same as a PF with no VFs wanted.
+    apply(&daemon, &[])?;
+    assert_eq!(daemon.pf(nic)?.numvfs, 0);
+    Ok(())
+}
+
+fn too_many_vfs_are_refused_while_the_other_pf_is_configured(lab: &mut Lab) -> Result<()> {
+    let (guest, nic, other) = first(lab)?;
+    let daemon = ConfigDaemon::installed(guest);
+    let outcome = daemon.apply(&[Wish::vfs(nic, 9).group("0-8", "netdevice"), Wish::vfs(other, 1).group("0-0", "netdevice")])?;
+    ensure!(!outcome.success() && outcome.text().contains("refused (TooManyVfs)"), "{outcome}");
+    ensure!(outcome.text().contains("at most 7"), "{outcome}");
+    assert_eq!((daemon.pf(nic)?.numvfs, daemon.pf(other)?.numvfs), (0, 1));
+    reset(&daemon)
+}
+
+/// Starts `apply`, kills it as soon as it has said `steps` lines, and gives how many it had said then; `None` when it ended before.
+fn apply_and_kill(guest: &Guest, wish: &str, steps: usize) -> Result<bool> {
+    guest.write("/tmp/wish.json", wish.as_bytes(), 0o600)?;
+    let script = format!(
+        "rm -f /tmp/apply.log; {PROGRAM} apply -f /tmp/wish.json >/dev/null 2>/tmp/apply.log & p=$!
+         while kill -0 $p 2>/dev/null && [ \"$(grep -c ' INFO ' /tmp/apply.log)\" -lt {steps} ]; do :; done
+         kill -9 $p 2>/dev/null; wait $p; echo $?"
+    );
+    let status = guest.command(&["/bin/sh", "-c", &script]).limit(Duration::from_secs(120)).output()?;
+    Ok(status.trim() == "137")
+}
+
+fn killed_after_any_step_it_converges_and_never_makes_right_vfs_again(lab: &mut Lab) -> Result<()> {
+    let (guest, nic, _) = first(lab)?;
+    let daemon = ConfigDaemon::installed(guest);
+    let wish = [Wish::vfs(nic, 2).group("0-0", "netdevice").group("1-1", "vfio-pci").mtu(4000)];
+    let steps = daemon.plan(&wish)?.lines().filter(|line| line.starts_with("0000:")).count();
+    ensure!(steps >= 8, "a plan of {steps} steps is no test");
+    let mut killed = 0;
+    for after in 1..=steps {
+        if apply_and_kill(guest, &node_state(&wish), after)? {
+            killed += 1;
+        }
+        let made = daemon.pf(nic)?.numvfs == 2;
+        let plan = daemon.plan(&wish)?;
+        ensure!(!made || !plan.contains("sriov_numvfs"), "killed after step {after}, the VFs are there, and yet: {plan}");
+        apply(&daemon, &wish).with_context(|| format!("killed after step {after}; what was left: {plan}"))?;
+        let pf = daemon.pf(nic)?;
+        assert_eq!(drivers(&pf), [Some("igbvf"), Some("vfio-pci")], "killed after step {after}");
+        assert_eq!(
+            guest.read_text(&format!("/sys/bus/pci/devices/{}/sriov_drivers_autoprobe", nic.pci_address()))?,
+            "1",
+            "killed after step {after}"
+        );
+        reset(&daemon)?;
+    }
+    // The last step may be over before it can be killed.
+    ensure!(killed + 2 >= steps, "only {killed} of {steps} runs were killed");
+    Ok(())
+}
+
+fn without_an_iommu_vfio_is_refused_and_nothing_is_touched(lab: &mut Lab) -> Result<()> {
+    let (guest, nic, other) = pfs(lab.guest(2)?)?;
+    let daemon = ConfigDaemon::install(lab, guest)?;
+    assert!(!daemon.observe()?.iommu.active);
+    guest.write_attribute(&format!("/sys/bus/pci/devices/{}/sriov_numvfs", other.pci_address()), "1")?;
+    guest.run(&["udevadm", "settle", "--timeout=30"])?;
+    let before = (links(guest)?, daemon.observe()?);
+    let outcome = daemon.apply(&[Wish::vfs(nic, 2).group("0-1", "vfio-pci")])?;
+    ensure!(!outcome.success() && outcome.text().contains("refused (IommuInactive)"), "{outcome}");
+    ensure!(outcome.text().contains("intel_iommu=on"), "the refusal does not say what to do: {outcome}");
+    assert_eq!((links(guest)?, daemon.observe()?), before);
+    Ok(())
+}
