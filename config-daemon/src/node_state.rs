@@ -54,8 +54,8 @@ pub enum RunError {
     /// Device events cannot be had.
     #[error(transparent)]
     Listen(#[from] events::ListenError),
-    /// The event thread ended; its own words are in the log.
-    #[error("device events ended")]
+    /// A thread that listens has ended; its own words are in the log.
+    #[error("changes of the machine are not told any more")]
     EventsEnded,
     /// A blocking task was lost.
     #[error("a task of the daemon was lost: {0}")]

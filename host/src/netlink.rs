@@ -22,11 +22,13 @@ mod address;
 mod attribute;
 pub mod devlink;
 mod link;
+mod monitor;
 pub mod route;
 mod vf_info;
 
 pub use address::{InterfaceAddress, RouteEntry, RouteSpec};
 pub use link::{Link, LinkChange};
+pub use monitor::{LinkMonitor, LinkMonitorError};
 pub use route::Route;
 
 /// A netlink operation that failed, in the kernel's words where it said any.
