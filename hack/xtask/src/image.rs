@@ -58,8 +58,6 @@ pub(crate) enum Content {
     Folder(u32),
     /// A copy of a file of this machine, with this mode.
     Copy(PathBuf, u32),
-    /// These bytes, with this mode.
-    Bytes(Vec<u8>, u32),
     /// A symbolic link to this target.
     Link(String),
 }
@@ -114,27 +112,6 @@ impl ImageSpec {
         let metadata = std::fs::metadata(from).with_context(|| format!("look at {}", from.display()))?;
         ensure!(metadata.is_file(), "{} is not a file", from.display());
         self.add(path, Content::Copy(from.to_path_buf(), metadata.permissions().mode() & 0o7777))
-    }
-
-    /// Copies a folder with all that is in it; links stay links. `path` may be `/`.
-    pub(crate) fn add_tree(&mut self, from: &Path, path: &str) -> Result<()> {
-        for entry in std::fs::read_dir(from).with_context(|| format!("list {}", from.display()))? {
-            let entry = entry.with_context(|| format!("list {}", from.display()))?;
-            let name = entry.file_name().into_string().map_err(|name| anyhow::anyhow!("{} is not UTF-8", name.display()))?;
-            let (source, inside) = (entry.path(), format!("{}/{name}", path.trim_end_matches('/')));
-            let kind = entry.file_type().with_context(|| format!("look at {}", source.display()))?;
-            if kind.is_symlink() {
-                let target = std::fs::read_link(&source).with_context(|| format!("read the link {}", source.display()))?;
-                self.add(&inside, Content::Link(target.to_string_lossy().into_owned()))?;
-            } else if kind.is_dir() {
-                let mode = entry.metadata().with_context(|| format!("look at {}", source.display()))?.permissions().mode() & 0o7777;
-                self.add(&inside, Content::Folder(mode))?;
-                self.add_tree(&source, &inside)?;
-            } else {
-                self.add_file(&source, &inside)?;
-            }
-        }
-        Ok(())
     }
 }
 
@@ -194,7 +171,6 @@ fn layer(spec: &ImageSpec) -> Result<Vec<u8>> {
     for (path, content) in &spec.entries {
         let appended = match content {
             Content::Folder(mode) => append(&mut tar, &format!("{path}/"), tar::EntryType::Directory, *mode, &[]),
-            Content::Bytes(bytes, mode) => append(&mut tar, path, tar::EntryType::Regular, *mode, bytes),
             Content::Copy(from, mode) => {
                 let bytes = std::fs::read(from).with_context(|| format!("read {} for the image", from.display()))?;
                 append(&mut tar, path, tar::EntryType::Regular, *mode, &bytes)
@@ -247,7 +223,7 @@ fn config(spec: &ImageSpec, layer: &[u8]) -> Config {
     Config {
         architecture: architecture(),
         os: "linux",
-        config: Execution {
+        execution: Execution {
             user: spec.user.clone(),
             env,
             entrypoint: spec.entrypoint.clone(),
@@ -306,7 +282,8 @@ struct Index {
 struct Config {
     architecture: &'static str,
     os: &'static str,
-    config: Execution,
+    #[serde(rename = "config")]
+    execution: Execution,
     rootfs: RootFs,
 }
 

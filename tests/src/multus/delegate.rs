@@ -52,7 +52,9 @@ pub struct Allotment {
 impl Allotment {
     /// Sorts each resource's devices as text.
     pub fn new(mut devices: Devices) -> Self {
-        devices.values_mut().for_each(|ids| ids.sort_unstable());
+        for ids in devices.values_mut() {
+            ids.sort_unstable();
+        }
         Self { devices, used: BTreeMap::new() }
     }
 

@@ -27,7 +27,7 @@ impl Runner {
         let mut result = None;
         for index in 0..delegate.plugins.len() {
             let config = plugin_config(delegate, index, result.as_ref())?;
-            let output = self.run("ADD", delegate, config)?;
+            let output = self.run("ADD", delegate, &config)?;
             result = Some(serde_json::from_slice(&output).with_context(|| format!("parse the result of network {:?}", delegate.name))?);
         }
         result.with_context(|| format!("network {:?} has no plugin", delegate.name))
@@ -54,18 +54,18 @@ impl Runner {
         for index in 0..delegate.plugins.len() {
             let mut config = plugin_config(delegate, index, None)?;
             config.extend(extra.clone());
-            self.run(verb, delegate, config)?;
+            self.run(verb, delegate, &config)?;
         }
         Ok(())
     }
 
     fn with_result(&self, verb: &str, delegate: &Delegate, index: usize) -> Result<()> {
         let previous = delegate.result.as_ref().filter(|_| since(delegate, (0, 4)));
-        self.run(verb, delegate, plugin_config(delegate, index, previous)?).map(drop)
+        self.run(verb, delegate, &plugin_config(delegate, index, previous)?).map(drop)
     }
 
     /// One process. An error has the plugin's own words.
-    fn run(&self, verb: &str, delegate: &Delegate, config: Map<String, Value>) -> Result<Vec<u8>> {
+    fn run(&self, verb: &str, delegate: &Delegate, config: &Map<String, Value>) -> Result<Vec<u8>> {
         let kind = config.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
         let what = format!("{verb} of plugin {kind:?} for network {:?}, interface {:?}", delegate.network, delegate.interface);
         let program = self.path.iter().map(|folder| folder.join(&kind)).find(|program| program.is_file());
@@ -77,7 +77,7 @@ impl Runner {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("{what}: start it"))?;
         if let Some(mut stdin) = child.stdin.take() {
-            let text = serde_json::to_vec(&config).with_context(|| format!("{what}: encode its configuration"))?;
+            let text = serde_json::to_vec(config).with_context(|| format!("{what}: encode its configuration"))?;
             match stdin.write_all(&text) {
                 // A plugin that fails early need not read what it was given; its exit status tells the story.
                 Err(error) if error.kind() != ErrorKind::BrokenPipe => bail!("{what}: write its configuration: {error}"),

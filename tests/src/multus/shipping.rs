@@ -45,13 +45,16 @@ pub struct NodeFile {
     pub content: Content,
 }
 
+/// A program to start: arguments, and additions to its environment.
+pub type Daemon = (Vec<String>, Vec<(String, String)>);
+
 /// Everything that makes a node run Multus.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shipment {
     /// In the order in which they should be written: the CNI configuration is the last, because a runtime acts on it at once.
     pub files: Vec<NodeFile>,
-    /// A daemon to start before pods come: arguments and environment.
-    pub daemon: Option<(Vec<String>, Vec<(String, String)>)>,
+    /// A daemon to start before pods come.
+    pub daemon: Option<Daemon>,
 }
 
 /// How Multus reaches the cluster.

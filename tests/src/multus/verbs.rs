@@ -108,10 +108,11 @@ fn delegates(request: &Request, pod: &PodRef, cluster: &dyn Cluster) -> Result<O
     }
     let selections = selections(&facts, NETWORKS, &pod.namespace)?;
     let interfaces = delegate::interfaces(&request.interface, &selections)?;
-    let mut delegates = vec![first(request, pod, &facts, cluster)?];
+    let search = Search { request, pod, cluster };
+    let mut delegates = vec![search.first(&facts)?];
     let mut allotment = None;
     for (selection, interface) in selections.iter().zip(&interfaces) {
-        delegates.push(one(request, pod, selection, interface, &mut allotment, cluster)?);
+        delegates.push(search.one(selection, interface, &mut allotment)?);
     }
     Ok(Some(delegates))
 }
@@ -120,52 +121,54 @@ fn selections(facts: &PodFacts, annotation: &str, namespace: &str) -> Result<Vec
     annotation::parse(facts.annotations.get(annotation).map(String::as_str).unwrap_or_default(), namespace)
 }
 
-/// The cluster's network, or the NAD that the pod has in its place.
-fn first(request: &Request, pod: &PodRef, facts: &PodFacts, cluster: &dyn Cluster) -> Result<Delegate> {
-    let replacement = selections(facts, DEFAULT_NETWORK, MULTUS_NAMESPACE)?;
-    ensure!(replacement.len() <= 1, "annotation {DEFAULT_NETWORK} names {} networks, one is allowed", replacement.len());
-    let mut delegate = match replacement.first() {
-        // Its devices are counted apart from those of the other networks, as in Multus.
-        Some(selection) => one(request, pod, selection, &request.interface, &mut None, cluster)?,
-        None => first_network(request)?,
-    };
-    delegate.is_default = true;
-    if replacement.is_empty() {
-        request.interface.clone_into(&mut delegate.interface);
-        delegate.cni_args = delegate::cni_args(pod, &request.container, None);
-        delegate.runtime_config = request.conf.runtime_config.clone();
+/// One pod's networks being looked up.
+struct Search<'a> {
+    request: &'a Request,
+    pod: &'a PodRef,
+    cluster: &'a dyn Cluster,
+}
+
+impl Search<'_> {
+    /// The cluster's network, or the NAD that the pod has in its place.
+    fn first(&self, facts: &PodFacts) -> Result<Delegate> {
+        let replacement = selections(facts, DEFAULT_NETWORK, MULTUS_NAMESPACE)?;
+        ensure!(replacement.len() <= 1, "annotation {DEFAULT_NETWORK} names {} networks, one is allowed", replacement.len());
+        let mut delegate = match replacement.first() {
+            // Its devices are counted apart from those of the other networks, as in Multus.
+            Some(selection) => self.one(selection, &self.request.interface, &mut None)?,
+            None => first_network(self.request)?,
+        };
+        delegate.is_default = true;
+        if replacement.is_empty() {
+            self.request.interface.clone_into(&mut delegate.interface);
+            delegate.cni_args = delegate::cni_args(self.pod, &self.request.container, None);
+            delegate.runtime_config.clone_from(&self.request.conf.runtime_config);
+        }
+        Ok(delegate)
     }
-    Ok(delegate)
+
+    /// The delegate of one selected NAD. The devices of the pod are asked for when the first NAD needs one.
+    fn one(&self, selection: &Selection, interface: &str, allotment: &mut Option<Allotment>) -> Result<Delegate> {
+        let network = self.cluster.network(&selection.namespace, &selection.name)?;
+        let config = match network.config.trim() {
+            "" => config_from_disk(&self.request.conf.conf_dir, &selection.name)?,
+            config => config.to_owned(),
+        };
+        let resource = network.annotations.get(RESOURCE_NAME);
+        if resource.is_some() && allotment.is_none() {
+            *allotment = Some(Allotment::new(self.cluster.devices(self.pod)?));
+        }
+        let device = resource.zip(allotment.as_mut()).and_then(|(resource, allotment)| Some((resource, allotment.next(resource)?)));
+        let device = device.as_ref().map(|(resource, device)| (resource.as_str(), device.as_str()));
+        let attachment = Attachment { selection, config: &config, device };
+        delegate::attach(&attachment, self.pod, &self.request.container, interface, &self.request.conf.device_info_folder)
+    }
 }
 
 fn first_network(request: &Request) -> Result<Delegate> {
     let path = &request.conf.cluster_network;
     let text = std::fs::read_to_string(path).with_context(|| format!("read the cluster network {}", path.display()))?;
     delegate::network(&text, "cluster-network")
-}
-
-/// The delegate of one selected NAD. The devices of the pod are asked for when the first NAD needs one.
-fn one(
-    request: &Request,
-    pod: &PodRef,
-    selection: &Selection,
-    interface: &str,
-    allotment: &mut Option<Allotment>,
-    cluster: &dyn Cluster,
-) -> Result<Delegate> {
-    let network = cluster.network(&selection.namespace, &selection.name)?;
-    let config = match network.config.trim() {
-        "" => config_from_disk(&request.conf.conf_dir, &selection.name)?,
-        config => config.to_owned(),
-    };
-    let resource = network.annotations.get(RESOURCE_NAME);
-    if resource.is_some() && allotment.is_none() {
-        *allotment = Some(Allotment::new(cluster.devices(pod)?));
-    }
-    let device = resource.zip(allotment.as_mut()).and_then(|(resource, allotment)| Some((resource, allotment.next(resource)?)));
-    let device = device.as_ref().map(|(resource, device)| (resource.as_str(), device.as_str()));
-    let attachment = Attachment { selection, config: &config, device };
-    delegate::attach(&attachment, pod, &request.container, interface, &request.conf.device_info_folder)
 }
 
 /// The first file by name in the folder whose configuration has this name.
