@@ -174,11 +174,8 @@ pub(crate) fn move_in(route: &Route, link: &Link, netns: &NetNs, if_name: &str) 
 pub(crate) fn bring_up(host: &Host, log: &Log, if_name: &str, mac: Option<MacAddr>, mtu: Option<u32>) -> Result<Link, AttachError> {
     let route = Route::open()?;
     let link = link_in_pod(&route, if_name)?;
-    let wanted = LinkChange {
-        mac: mac.filter(|mac| link.netdev.mac != Some(*mac)),
-        mtu: mtu.filter(|mtu| link.netdev.mtu != *mtu),
-        ..LinkChange::default()
-    };
+    let wanted =
+        LinkChange { mac: mac.filter(|mac| link.netdev.mac != Some(*mac)), mtu: mtu.filter(|mtu| link.netdev.mtu != *mtu), ..LinkChange::default() };
     if wanted.mac.is_some() || wanted.mtu.is_some() {
         change(&route, &link, &wanted, || format!("set MAC or MTU of {if_name}"))?;
     }

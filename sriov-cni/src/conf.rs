@@ -133,12 +133,36 @@ pub enum ConfError {
 
 /// Keys that mean something here.
 const OWN_KEYS: [&str; 13] = [
-    "vlan", "vlanQoS", "vlanProto", "mac", "mtu", "min_tx_rate", "max_tx_rate", "spoofchk", "trust", "link_state", "logLevel", "logFile", "stateDir",
+    "vlan",
+    "vlanQoS",
+    "vlanProto",
+    "mac",
+    "mtu",
+    "min_tx_rate",
+    "max_tx_rate",
+    "spoofchk",
+    "trust",
+    "link_state",
+    "logLevel",
+    "logFile",
+    "stateDir",
 ];
 /// Keys of CNI itself and those that libcni and Multus put into each configuration; `cni.dev/*` too.
 const CARRIED_KEYS: [&str; 14] = [
-    "cniVersion", "name", "type", "ipam", "dns", "capabilities", "runtimeConfig", "args", "prevResult", "deviceID", "pciBusID", "resourceName",
-    "disableCheck", "disableGC",
+    "cniVersion",
+    "name",
+    "type",
+    "ipam",
+    "dns",
+    "capabilities",
+    "runtimeConfig",
+    "args",
+    "prevResult",
+    "deviceID",
+    "pciBusID",
+    "resourceName",
+    "disableCheck",
+    "disableGC",
 ];
 
 impl NetConf {
@@ -157,10 +181,9 @@ impl NetConf {
         };
         let valid_attachments = match wire.get("cni.dev/valid-attachments") {
             None | Some(Value::Null) => None,
-            Some(value) => Some(
-                Vec::deserialize(value)
-                    .map_err(|_| invalid("cni.dev/valid-attachments", value, "a list of {\"containerID\", \"ifname\"}"))?,
-            ),
+            Some(value) => {
+                Some(Vec::deserialize(value).map_err(|_| invalid("cni.dev/valid-attachments", value, "a list of {\"containerID\", \"ifname\"}"))?)
+            }
         };
         Ok(Self {
             version,

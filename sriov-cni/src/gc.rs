@@ -20,9 +20,8 @@ pub(crate) fn gc(ctx: &Context<'_>) -> Result<(), Error> {
         .valid_attachments
         .as_ref()
         .ok_or(ConfError::Missing { key: "cni.dev/valid-attachments", hint: "GC removes what is not in this list, so that it must be there" })?;
-    let stale = |journal: &Journal| {
-        journal.network == ctx.conf.name && !valid.iter().any(|known| journal.owner.is(&known.container_id, &known.ifname))
-    };
+    let stale =
+        |journal: &Journal| journal.network == ctx.conf.name && !valid.iter().any(|known| journal.owner.is(&known.container_id, &known.ifname));
     let store = Store::at(&ctx.conf.state_dir);
     let mut failures = Vec::new();
     for journal in store.all()? {

@@ -78,16 +78,8 @@ pub(crate) fn add(ctx: &Context<'_>, plugin: &str) -> Result<CniResult, IpamErro
 /// Calls the plugin for one verb and returns what it printed.
 pub(crate) fn call(ctx: &Context<'_>, plugin: &str, command: Command, attachment: Attachment<'_>) -> Result<Vec<u8>, IpamError> {
     let Attachment { container_id, if_name, netns } = attachment;
-    let delegation = Delegation {
-        plugin,
-        command,
-        container_id,
-        if_name,
-        netns,
-        args: &ctx.request.args,
-        path: &ctx.request.path,
-        conf: &ctx.request.stdin,
-    };
+    let delegation =
+        Delegation { plugin, command, container_id, if_name, netns, args: &ctx.request.args, path: &ctx.request.path, conf: &ctx.request.stdin };
     ctx.io.delegate(&delegation).map_err(|error| refusal(plugin, command, error))
 }
 

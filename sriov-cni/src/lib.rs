@@ -95,10 +95,9 @@ pub fn error_version(stdin: &[u8]) -> CniVersion {
     match NetConf::parse(stdin) {
         Ok(conf) => conf.version,
         Err(ConfError::Decode(_) | ConfError::Version(_)) => CniVersion::NEWEST,
-        Err(_) => serde_json::from_slice::<Value>(stdin)
-            .ok()
-            .and_then(|wire| wire.get("cniVersion")?.as_str()?.parse().ok())
-            .unwrap_or(CniVersion::NEWEST),
+        Err(_) => {
+            serde_json::from_slice::<Value>(stdin).ok().and_then(|wire| wire.get("cniVersion")?.as_str()?.parse().ok()).unwrap_or(CniVersion::NEWEST)
+        }
     }
 }
 

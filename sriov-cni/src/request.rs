@@ -94,11 +94,8 @@ impl Request {
     pub fn parse(variable: impl Fn(&str) -> Option<String>, stdin: Vec<u8>) -> Result<Self, RequestError> {
         let variable = |name: &'static str| variable(name).filter(|v| !v.is_empty());
         let given = variable("CNI_COMMAND").ok_or(RequestError::Missing { name: "CNI_COMMAND", verb: "each call".to_owned() })?;
-        let command = Command::parse(&given).ok_or(RequestError::Invalid {
-            name: "CNI_COMMAND",
-            given,
-            allowed: "ADD, DEL, CHECK, GC, STATUS or VERSION",
-        })?;
+        let command =
+            Command::parse(&given).ok_or(RequestError::Invalid { name: "CNI_COMMAND", given, allowed: "ADD, DEL, CHECK, GC, STATUS or VERSION" })?;
         let needed = |name| variable(name).ok_or(RequestError::Missing { name, verb: command.as_str().to_owned() });
 
         let mut request = Self {
@@ -149,8 +146,7 @@ fn is_interface_name(text: &str) -> bool {
 /// The MAC of CNI_ARGS. An unknown key is an error unless `IgnoreUnknown` is set, as in the reference library (`types.LoadArgs`).
 fn mac_of_args(args: &str) -> Result<Option<String>, RequestError> {
     let wrong = || RequestError::Invalid { name: "CNI_ARGS", given: args.to_owned(), allowed: ARGS };
-    let pairs: Vec<(&str, &str)> =
-        args.split(';').filter(|p| !p.is_empty()).map(|p| p.split_once('=')).collect::<Option<_>>().ok_or_else(wrong)?;
+    let pairs: Vec<(&str, &str)> = args.split(';').filter(|p| !p.is_empty()).map(|p| p.split_once('=')).collect::<Option<_>>().ok_or_else(wrong)?;
     let ignore = pairs.iter().any(|(key, value)| *key == "IgnoreUnknown" && matches!(*value, "1" | "true" | "True" | "TRUE"));
     let known = |key: &str| matches!(key, "IgnoreUnknown" | "IP" | "MAC") || key.starts_with("K8S_");
     if !ignore && pairs.iter().any(|(key, _)| !known(key)) {

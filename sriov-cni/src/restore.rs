@@ -125,10 +125,9 @@ impl Restoring<'_> {
             return self.finish(link, original);
         }
         let deadline = Instant::now() + if netns.is_some() { Duration::ZERO } else { RETURN_WAIT };
-        let link = self.wait(deadline)?.ok_or_else(|| RestoreError::Missing {
-            vf: vf.to_string(),
-            netns: self.journal.owner.netns_path.display().to_string(),
-        })?;
+        let link = self
+            .wait(deadline)?
+            .ok_or_else(|| RestoreError::Missing { vf: vf.to_string(), netns: self.journal.owner.netns_path.display().to_string() })?;
         self.finish(link, original)
     }
 
@@ -273,15 +272,23 @@ impl Restoring<'_> {
     }
 }
 
-/// Renames a link; an alternative name of its own must not stand in the way.
+/// Renames a link; an alternative name of its own must not stand in the way. udev may be giving it that name right now, so that it is looked
+/// for once more when the kernel says that the name is taken.
 fn rename(route: &Route, link: &Link, name: &str) -> Result<(), NetlinkError> {
     if link.netdev.name == name {
         return Ok(());
     }
-    if link.netdev.alt_names.iter().any(|alt| alt == name) {
-        route.del_alt_name(link.netdev.ifindex, name)?;
+    let ifindex = link.netdev.ifindex;
+    let renamed = LinkChange { name: Some(name), ..LinkChange::default() };
+    let release = |link: &Link| link.netdev.alt_names.iter().any(|alt| alt == name).then(|| route.del_alt_name(ifindex, name)).transpose();
+    release(link)?;
+    match route.change_link(ifindex, &renamed) {
+        Err(error) if error.errno() == Errno::EXIST.raw_os_error() => match route.link_by_index(ifindex)?.as_ref().map(release).transpose()? {
+            Some(Some(())) => route.change_link(ifindex, &renamed),
+            _ => Err(error),
+        },
+        done => done,
     }
-    route.change_link(link.netdev.ifindex, &LinkChange { name: Some(name), ..LinkChange::default() })
 }
 
 fn change(route: &Route, ifindex: u32, change: &LinkChange<'_>, what: impl FnOnce() -> String) -> Result<(), RestoreError> {

@@ -180,7 +180,7 @@ impl CniResult {
             if let Some(gateway) = ip.gateway {
                 entry.insert("gateway".to_owned(), json!(gateway));
             }
-            let routes: Vec<_> = self.routes.iter().filter(|r| r.dst.addr.is_ipv4() == is_v4).map(|r| short_route(r)).collect();
+            let routes: Vec<_> = self.routes.iter().filter(|r| r.dst.addr.is_ipv4() == is_v4).map(short_route).collect();
             if !routes.is_empty() {
                 entry.insert("routes".to_owned(), Value::Array(routes));
             }
@@ -257,11 +257,7 @@ mod tests {
                 pci_id: Some("0000:01:10.2".to_owned()),
             }],
             ips: vec![
-                IpConfig {
-                    address: "192.0.2.5/24".parse().unwrap(),
-                    gateway: Some("192.0.2.1".parse().unwrap()),
-                    interface: Some(0),
-                },
+                IpConfig { address: "192.0.2.5/24".parse().unwrap(), gateway: Some("192.0.2.1".parse().unwrap()), interface: Some(0) },
                 IpConfig { address: "2001:db8::5/64".parse().unwrap(), gateway: None, interface: Some(0) },
             ],
             routes: vec![Route {

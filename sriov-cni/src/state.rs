@@ -161,10 +161,8 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(failed("list", &self.journals)(error)),
         };
-        let mut vfs: Vec<PciAddress> = entries
-            .filter_map(Result::ok)
-            .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".json")?.parse().ok())
-            .collect();
+        let mut vfs: Vec<PciAddress> =
+            entries.filter_map(Result::ok).filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".json")?.parse().ok()).collect();
         vfs.sort_unstable();
         Ok(vfs.into_iter().filter_map(|vf| self.read(vf).transpose()).collect())
     }

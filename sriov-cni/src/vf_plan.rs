@@ -15,10 +15,8 @@ pub struct Unmet(pub VfSetting);
 /// The settings that `wanted` names, whether or not they are in place. A rate that is not named keeps its present value, because the kernel
 /// takes both in one.
 pub fn asked(wanted: &VfRequest, current: &VfAttributes) -> Vec<VfSetting> {
-    let rate = (wanted.min_tx_rate.is_some() || wanted.max_tx_rate.is_some()).then(|| VfSetting::Rate {
-        min: wanted.min_tx_rate.unwrap_or(current.min_tx_rate),
-        max: wanted.max_tx_rate.unwrap_or(current.max_tx_rate),
-    });
+    let rate = (wanted.min_tx_rate.is_some() || wanted.max_tx_rate.is_some())
+        .then(|| VfSetting::Rate { min: wanted.min_tx_rate.unwrap_or(current.min_tx_rate), max: wanted.max_tx_rate.unwrap_or(current.max_tx_rate) });
     let vlan = wanted.vlan.map(|v| VfSetting::Vlan(VfVlan { id: v.id, qos: v.qos, proto: v.proto }));
     [
         wanted.mac.map(VfSetting::Mac),

@@ -130,7 +130,7 @@ impl Machine {
         let route = Route::open()?;
         route.add_link_veth(NETDEV, WIRE)?;
         let machine = Self { sysfs, state: tempfile::tempdir()?, plugins: plugins()? };
-        let wire = machine.link(WIRE)?.netdev.ifindex;
+        let wire = host_link(WIRE)?.netdev.ifindex;
         route.change_link(wire, &LinkChange { up: Some(true), ..LinkChange::default() })?;
         Ok(machine)
     }
@@ -147,17 +147,12 @@ impl Machine {
 
     /// The journals there are, by file name.
     pub fn journals(&self) -> Vec<String> {
-        names(&self.state().join("v1")).into_iter().filter(|name| name.ends_with(".json")).collect()
+        names(&self.state().join("v1")).into_iter().filter(|name| Path::new(name).extension().is_some_and(|e| e == "json")).collect()
     }
 
     /// The addresses that host-local has given away.
     pub fn leases(&self) -> Vec<String> {
         names(&self.leases_folder().join("blue")).into_iter().filter(|name| name.starts_with("192.")).collect()
-    }
-
-    /// The link with this name in the host.
-    pub fn link(&self, name: &str) -> Result<Link> {
-        Route::open()?.link_by_name(name)?.with_context(|| format!("the host has no {name}"))
     }
 
     /// Lets sysfs show the VF's netdev under another name, as the kernel would.
@@ -207,6 +202,11 @@ impl Machine {
     fn leases_folder(&self) -> PathBuf {
         self.state.path().join("leases")
     }
+}
+
+/// The link with this name in the host: the calling thread's namespace.
+pub fn host_link(name: &str) -> Result<Link> {
+    Route::open()?.link_by_name(name)?.with_context(|| format!("the host has no {name}"))
 }
 
 /// A call with `CNI_IFNAME` net1.

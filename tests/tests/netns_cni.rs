@@ -14,11 +14,11 @@ use sriov_cni::Error;
 use sriov_cni::io::SystemIo;
 use sriov_cni::request::Command::{Add, Check, Del, Gc, Status};
 use sriov_host::netlink::{LinkChange, Route};
-use sriov_tests::cni::{Machine, NETDEV, Pod, USERSPACE_VF, VF, WIRE, as_host};
+use sriov_tests::cni::{Machine, NETDEV, Pod, USERSPACE_VF, VF, WIRE, as_host, host_link};
 
 /// The VF's netdev is in the host exactly as before, and nobody remembers an attachment.
 fn assert_untouched(machine: &Machine, before: &sriov_host::netlink::Link) -> Result<()> {
-    let mut link = machine.link(NETDEV)?;
+    let mut link = host_link(NETDEV)?;
     // A move may give a new index, and carrier follows the state of both ends.
     link.netdev.ifindex = before.netdev.ifindex;
     link.netdev.carrier = before.netdev.carrier;
@@ -37,10 +37,10 @@ fn an_attached_vf_is_as_asked_and_comes_back_as_it_was() -> Result<()> {
     as_host(|| {
         let machine = Machine::new()?;
         let route = Route::open()?;
-        let ifindex = machine.link(NETDEV)?.netdev.ifindex;
+        let ifindex = host_link(NETDEV)?.netdev.ifindex;
         route.change_link(ifindex, &LinkChange { up: Some(true), mtu: Some(1600), ..LinkChange::default() })?;
         route.add_alt_name(ifindex, "enx020000000001")?;
-        let before = machine.link(NETDEV)?;
+        let before = host_link(NETDEV)?;
         let pod = Pod::new("a")?;
         let conf = machine.conf(&json!({"mtu": 1400, "ipam": machine.host_local()}));
 
@@ -78,7 +78,7 @@ fn neighbours_hear_of_the_address() -> Result<()> {
         let machine = Machine::new()?;
         let protocol = Protocol::from_raw(NonZero::new(u32::from(0x0806_u16.to_be())).context("ARP")?);
         let frames = rustix::net::socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, Some(protocol))?;
-        ensure!(machine.link(WIRE)?.netdev.admin_up, "the wire is up");
+        ensure!(host_link(WIRE)?.netdev.admin_up, "the wire is up");
         let pod = Pod::new("a")?;
         machine.call(Add, &pod, &machine.conf(&json!({"ipam": machine.host_local()})))?;
 
@@ -89,7 +89,12 @@ fn neighbours_hear_of_the_address() -> Result<()> {
             poll(&mut [PollFd::new(&frames, PollFlags::IN)], Some(&left.try_into()?))?;
             let (length, _) = rustix::net::recv(&frames, &mut frame, RecvFlags::DONTWAIT).unwrap_or((0, 0));
             // A request (operation 1) whose sender and target both have our address.
-            if length >= 42 && frame[..6] == [0xff; 6] && frame[20..22] == [0, 1] && frame[28..32] == [192, 0, 2, 2] && frame[38..42] == [192, 0, 2, 2] {
+            if length >= 42
+                && frame[..6] == [0xff; 6]
+                && frame[20..22] == [0, 1]
+                && frame[28..32] == [192, 0, 2, 2]
+                && frame[38..42] == [192, 0, 2, 2]
+            {
                 return Ok(());
             }
         }
@@ -153,7 +158,7 @@ fn pod_has_net1(pod: &Pod) -> Result<bool> {
 fn after_its_namespace_died_the_vf_is_restored_under_whatever_name_it_came_back() -> Result<()> {
     as_host(|| {
         let machine = Machine::new()?;
-        let before = machine.link(NETDEV)?;
+        let before = host_link(NETDEV)?;
         for name in ["net1", "dev7"] {
             let pod = Pod::new("a")?;
             let conf = machine.conf(&json!({"mtu": 1300, "ipam": machine.host_local()}));
@@ -161,7 +166,7 @@ fn after_its_namespace_died_the_vf_is_restored_under_whatever_name_it_came_back(
             let gone = machine.request(Del, &pod, &conf);
             pod.end(&machine, "net1", name)?;
             // udev gives a netdev that arrives under a foreign name its usual one as an alternative.
-            Route::open()?.add_alt_name(machine.link(name)?.netdev.ifindex, NETDEV)?;
+            Route::open()?.add_alt_name(host_link(name)?.netdev.ifindex, NETDEV)?;
             sriov_cni::run(&gone, &machine.host(), &SystemIo)?;
             assert_untouched(&machine, &before)?;
             machine.netdev_is_now(NETDEV)?;
@@ -174,7 +179,7 @@ fn after_its_namespace_died_the_vf_is_restored_under_whatever_name_it_came_back(
 fn a_vf_of_a_dead_container_is_restored_before_it_is_given_to_another() -> Result<()> {
     as_host(|| {
         let machine = Machine::new()?;
-        let before = machine.link(NETDEV)?;
+        let before = host_link(NETDEV)?;
         let (first, second) = (Pod::new("a")?, Pod::new("b")?);
         machine.call(Add, &first, &machine.conf(&json!({"mtu": 1300})))?;
         first.end(&machine, "net1", "dev7")?;
@@ -194,7 +199,7 @@ fn a_vf_of_a_dead_container_is_restored_before_it_is_given_to_another() -> Resul
 fn what_ipam_refuses_is_undone() -> Result<()> {
     as_host(|| {
         let machine = Machine::new()?;
-        let before = machine.link(NETDEV)?;
+        let before = host_link(NETDEV)?;
         let pod = Pod::new("a")?;
         let full = json!({"type": "host-local", "dataDir": machine.state(), "ranges": [[{"subnet": "192.0.2.0/30", "rangeStart": "192.0.2.9"}]]});
         let absent = json!({"type": "no-such-ipam"});
@@ -213,7 +218,7 @@ fn what_ipam_refuses_is_undone() -> Result<()> {
 fn an_address_that_cannot_be_used_goes_back_to_ipam() -> Result<()> {
     as_host(|| {
         let machine = Machine::new()?;
-        let before = machine.link(NETDEV)?;
+        let before = host_link(NETDEV)?;
         let pod = Pod::new("a")?;
         let mut ipam = machine.host_local();
         // The next hop is not reachable over the link, so that the kernel refuses the route.
@@ -227,7 +232,7 @@ fn an_address_that_cannot_be_used_goes_back_to_ipam() -> Result<()> {
 fn what_can_only_fail_is_refused_before_anything_changes() -> Result<()> {
     as_host(|| {
         let machine = Machine::new()?;
-        let before = machine.link(NETDEV)?;
+        let before = host_link(NETDEV)?;
         let pod = Pod::new("a")?;
         for (extra, expected) in [
             (json!({"vlan": 5}), 100),
@@ -250,8 +255,8 @@ fn what_can_only_fail_is_refused_before_anything_changes() -> Result<()> {
 fn names_that_stand_in_the_way_are_no_obstacle() -> Result<()> {
     as_host(|| {
         let machine = Machine::new()?;
-        Route::open()?.add_alt_name(machine.link(NETDEV)?.netdev.ifindex, "net1")?;
-        let before = machine.link(NETDEV)?;
+        Route::open()?.add_alt_name(host_link(NETDEV)?.netdev.ifindex, "net1")?;
+        let before = host_link(NETDEV)?;
         let pod = Pod::new("a")?;
         // The container has a link with the VF's own name, from before or from its own doing.
         pod.route()?.add_link_veth(NETDEV, "peer")?;
@@ -295,7 +300,7 @@ fn check_finds_what_somebody_changed() -> Result<()> {
 fn gc_collects_what_the_runtime_does_not_know() -> Result<()> {
     as_host(|| {
         let machine = Machine::new()?;
-        let before = machine.link(NETDEV)?;
+        let before = host_link(NETDEV)?;
         let pod = Pod::new("a")?;
         let ipam = json!({"ipam": machine.host_local()});
         machine.call(Add, &pod, &machine.conf(&ipam))?;
@@ -335,7 +340,7 @@ fn a_userspace_vf_stays_where_it_is() -> Result<()> {
 fn a_namespace_is_known_by_its_identity_and_not_by_its_path() -> Result<()> {
     as_host(|| {
         let machine = Machine::new()?;
-        let before = machine.link(NETDEV)?;
+        let before = host_link(NETDEV)?;
         let pod = Pod::new("a")?;
         let conf = machine.conf(&json!({}));
         // The runtime bind mounts a namespace after it was made: one path goes, another stays.
@@ -384,7 +389,7 @@ fn a_journal_from_before_a_reboot_is_no_attachment() -> Result<()> {
 fn del_finds_the_vf_without_its_address() -> Result<()> {
     as_host(|| {
         let machine = Machine::new()?;
-        let before = machine.link(NETDEV)?;
+        let before = host_link(NETDEV)?;
         let pod = Pod::new("a")?;
         machine.call(Add, &pod, &machine.conf(&json!({})))?;
         machine.call(Del, &pod, &machine.conf(&json!({"deviceID": null})))?;

@@ -15,7 +15,7 @@ use sriov_cni::io::{DelegateError, Delegation, Io, Moment, SystemIo};
 use sriov_cni::request::Command::{Add, Del, Gc};
 use sriov_host::Host;
 use sriov_host::netlink::Link;
-use sriov_tests::cni::{Machine, NETDEV, Pod, as_host, request};
+use sriov_tests::cni::{Machine, NETDEV, Pod, as_host, host_link, request};
 
 /// What a child process is told in this variable: an ADD that kills its own process at a moment.
 const SCRIPT: &str = "SRIOV_CNI_TEST_SCRIPT";
@@ -77,7 +77,7 @@ fn add_and_die(machine: &Machine, pod: &Pod, conf: &Value, test: &str, moment: u
 }
 
 fn assert_untouched(machine: &Machine, before: &Link, after_what: &str) -> Result<()> {
-    let mut link = machine.link(NETDEV).with_context(|| after_what.to_owned())?;
+    let mut link = host_link(NETDEV).with_context(|| after_what.to_owned())?;
     link.netdev.ifindex = before.netdev.ifindex;
     link.netdev.carrier = before.netdev.carrier;
     assert_eq!(link, *before, "{after_what}");
@@ -93,7 +93,7 @@ fn an_add_that_dies_anywhere_is_cleaned_up_by_del() -> Result<()> {
     }
     as_host(|| {
         let machine = Machine::new()?;
-        let before = machine.link(NETDEV)?;
+        let before = host_link(NETDEV)?;
         let conf = machine.conf(&json!({"mtu": 1300, "ipam": machine.host_local()}));
         for (index, moment) in Moment::ALL.into_iter().enumerate() {
             let pod = Pod::new("a")?;
@@ -114,7 +114,7 @@ fn an_add_that_dies_anywhere_is_completed_by_another_add() -> Result<()> {
     }
     as_host(|| {
         let machine = Machine::new()?;
-        let before = machine.link(NETDEV)?;
+        let before = host_link(NETDEV)?;
         let conf = machine.conf(&json!({"mtu": 1300, "ipam": machine.host_local()}));
         for (index, moment) in Moment::ALL.into_iter().enumerate() {
             let pod = Pod::new("a")?;
@@ -137,7 +137,7 @@ fn an_add_that_dies_anywhere_is_cleaned_up_by_gc() -> Result<()> {
     }
     as_host(|| {
         let machine = Machine::new()?;
-        let before = machine.link(NETDEV)?;
+        let before = host_link(NETDEV)?;
         let conf = machine.conf(&json!({"mtu": 1300, "ipam": machine.host_local()}));
         let mut collect = conf.clone();
         collect["cni.dev/valid-attachments"] = json!([]);
@@ -155,7 +155,7 @@ fn an_add_that_dies_anywhere_is_cleaned_up_by_gc() -> Result<()> {
 fn of_two_adds_that_race_one_wins() -> Result<()> {
     as_host(|| {
         let machine = Machine::new()?;
-        let before = machine.link(NETDEV)?;
+        let before = host_link(NETDEV)?;
         let conf = machine.conf(&json!({"ipam": machine.host_local()}));
         for _ in 0..10 {
             let pods = [Pod::new("a")?, Pod::new("b")?];
@@ -193,7 +193,7 @@ impl Io for Slow {
     fn delegate(&self, call: &Delegation<'_>) -> Result<Vec<u8>, DelegateError> {
         let _ = self.called.send(());
         // An error means that the test is over.
-        let _ = self.go_on.lock().unwrap().recv();
+        let _ = self.go_on.lock().map(|go_on| go_on.recv());
         SystemIo.delegate(call)
     }
 }
@@ -227,7 +227,7 @@ fn a_del_that_is_slow_in_ipam_leaves_the_next_pod_alone() -> Result<()> {
 fn an_add_that_is_slow_in_ipam_can_be_deleted_meanwhile() -> Result<()> {
     as_host(|| {
         let machine = Machine::new()?;
-        let before = machine.link(NETDEV)?;
+        let before = host_link(NETDEV)?;
         let pod = Pod::new("a")?;
         let conf = machine.conf(&json!({"ipam": machine.host_local()}));
         let (slow, was_called, tell) = Slow::new();

@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::*;
 
+#[expect(clippy::needless_pass_by_value, reason = "a table of json! values reads better without borrows")]
 fn conf(extra: Value) -> NetConf {
     let mut wire = json!({"cniVersion": "1.0.0", "name": "blue", "type": "sriov", "deviceID": "0000:01:10.2"});
     wire.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
