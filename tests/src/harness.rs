@@ -82,7 +82,9 @@ pub fn main(topology: fn() -> Topology, tests: &[Test]) -> ExitCode {
     };
     let chosen: Vec<_> = tests.iter().filter(|(name, _)| choice.takes(name)).collect();
     if choice.list {
-        chosen.iter().for_each(|(name, _)| println!("{name}: test"));
+        for (name, _) in &chosen {
+            println!("{name}: test");
+        }
         return ExitCode::SUCCESS;
     }
     let started = Instant::now();
@@ -96,7 +98,9 @@ fn boot_and_run(topology: Topology, chosen: &[&Test]) -> Vec<&'static str> {
         Ok(lab) => lab,
         Err(error) => {
             eprintln!("Error: {error:#}");
-            chosen.iter().for_each(|(name, _)| println!("test {name} ... FAILED (no lab)"));
+            for (name, _) in chosen {
+                println!("test {name} ... FAILED (no lab)");
+            }
             return chosen.iter().map(|(name, _)| *name).collect();
         }
     };
@@ -139,7 +143,9 @@ fn run_one(lab: &mut Lab, name: &str, test: fn(&mut Lab) -> Result<()>) -> bool 
 fn report(failed: &[&str], run: usize, all: usize, started: Instant) -> ExitCode {
     if !failed.is_empty() {
         println!("\nfailures:");
-        failed.iter().for_each(|name| println!("    {name}"));
+        for name in failed {
+            println!("    {name}");
+        }
     }
     println!(
         "\ntest result: {}. {} passed; {} failed; 0 ignored; 0 measured; {} filtered out; finished in {:.2}s\n",

@@ -49,7 +49,7 @@ use vm::VmSpec;
 use wire::Capture;
 
 /// How long guests and the control plane get to come up. Emulation beside a compiler is several times slower than alone.
-const BOOT_LIMIT: Duration = Duration::from_secs(300);
+const BOOT_LIMIT: Duration = Duration::from_mins(5);
 
 /// Size of a node's disk; the file is sparse.
 const STATE_DISK_BYTES: u64 = 4 << 30;

@@ -9,8 +9,10 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
+use sriov_tests::lab::attach::State;
 use sriov_tests::lab::run_dir::ProcessId;
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -37,25 +39,26 @@ fn lab(base: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-fn up(base: &Path) -> LabProgram {
-    let mut child = lab(base, &["up", "--tier", "2", "--nodes", "0"]).stdout(Stdio::piped()).spawn().unwrap();
+fn up(base: &Path) -> Result<LabProgram> {
+    let mut child = lab(base, &["up", "--tier", "2", "--nodes", "0"]).stdout(Stdio::piped()).spawn()?;
     let mut line = String::new();
     // Lent, not taken: a program whose output nobody takes any more ends in another way than the one under test.
-    let mut stdout = BufReader::new(child.stdout.as_mut().unwrap());
+    let mut stdout = BufReader::new(child.stdout.as_mut().context("pipe from the lab")?);
     while !line.contains("The lab is up") {
         line.clear();
-        assert!(stdout.read_line(&mut line).unwrap() > 0, "the lab did not come up");
+        ensure!(stdout.read_line(&mut line)? > 0, "the lab did not come up");
     }
     let folder = base.join(format!("sriov-lab.{}.0", child.id()));
-    let state: Value = serde_json::from_slice(&std::fs::read(folder.join("state.json")).unwrap()).unwrap();
-    let holder = ProcessId::of(u32::try_from(state["holder"].as_u64().unwrap()).unwrap()).unwrap();
-    LabProgram { id: ProcessId::of(child.id()).unwrap(), child, folder, holder }
+    let state: State = serde_json::from_slice(&std::fs::read(folder.join("state.json"))?)?;
+    let holder = ProcessId::of(state.holder).context("the holder of the namespace has gone")?;
+    let id = ProcessId::of(child.id()).context("the lab has gone")?;
+    Ok(LabProgram { child, id, folder, holder })
 }
 
 #[test]
 fn the_network_of_a_lab_has_no_way_out() {
     let base = tempfile::tempdir().unwrap();
-    let mut program = up(base.path());
+    let mut program = up(base.path()).unwrap();
     let output = Command::new("nsenter").args(["--net", "--target", &program.holder.pid.to_string(), "ip", "-j", "link"]).output().unwrap();
     let links: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
     let mut names: Vec<_> = links.iter().map(|link| link["ifname"].as_str().unwrap()).collect();
@@ -70,7 +73,7 @@ fn the_network_of_a_lab_has_no_way_out() {
 fn a_signal_ends_the_lab_and_removes_its_folder() {
     for (signal, status) in [(Signal::INT, 130), (Signal::TERM, 143)] {
         let base = tempfile::tempdir().unwrap();
-        let mut program = up(base.path());
+        let mut program = up(base.path()).unwrap();
         program.id.signal(signal);
         assert_eq!(program.child.wait().unwrap().code(), Some(status));
         assert!(!program.folder.exists());
@@ -81,7 +84,7 @@ fn a_signal_ends_the_lab_and_removes_its_folder() {
 #[test]
 fn down_ends_the_lab_of_another_process() {
     let base = tempfile::tempdir().unwrap();
-    let mut program = up(base.path());
+    let mut program = up(base.path()).unwrap();
     let status = thread::scope(|scope| {
         // Reaped beside, or `down` would wait for a zombie.
         scope.spawn(|| program.child.wait().unwrap());
@@ -95,12 +98,12 @@ fn down_ends_the_lab_of_another_process() {
 #[test]
 fn a_killed_lab_leaves_only_a_folder_and_the_next_lab_removes_it() {
     let base = tempfile::tempdir().unwrap();
-    let mut program = up(base.path());
+    let mut program = up(base.path()).unwrap();
     program.id.signal(Signal::KILL);
     program.child.wait().unwrap();
     wait_until("the holder of the namespace ends", || !program.holder.is_alive());
     assert!(program.folder.exists(), "this test needs a leftover");
-    let mut next = up(base.path());
+    let mut next = up(base.path()).unwrap();
     assert!(!program.folder.exists() && next.folder.exists());
     next.id.signal(Signal::TERM);
     next.child.wait().unwrap();
@@ -110,7 +113,7 @@ fn a_killed_lab_leaves_only_a_folder_and_the_next_lab_removes_it() {
 fn a_daemon_dies_with_the_process_that_started_it() {
     // The same program started again plays the lab; it starts a daemon and says its number.
     if let Some(folder) = std::env::var_os("LAB_LEFTOVERS_FOLDER") {
-        play_a_lab_with_a_daemon(Path::new(&folder));
+        play_a_lab_with_a_daemon(Path::new(&folder)).unwrap();
     }
     let folder = tempfile::tempdir().unwrap();
     let mut child = Command::new(std::env::current_exe().unwrap())
@@ -128,13 +131,14 @@ fn a_daemon_dies_with_the_process_that_started_it() {
     wait_until("the daemon ends", || !daemon.is_alive());
 }
 
-fn play_a_lab_with_a_daemon(folder: &Path) -> ! {
+/// Comes back only with an error.
+fn play_a_lab_with_a_daemon(folder: &Path) -> Result<()> {
     use sriov_tests::lab::{net::Namespace, process::Processes};
-    let namespace = std::sync::Arc::new(Namespace::create().unwrap());
-    let processes = Processes::new(&namespace, folder).unwrap();
-    let daemon = processes.daemon("sleep", &["sleep".to_owned(), "1000".to_owned()], &folder.join("sleep.log")).unwrap();
-    std::fs::write(folder.join("partial"), daemon.id().pid.to_string()).unwrap();
-    std::fs::rename(folder.join("partial"), folder.join("daemon")).unwrap();
+    let namespace = std::sync::Arc::new(Namespace::create()?);
+    let processes = Processes::new(&namespace, folder)?;
+    let daemon = processes.daemon("sleep", &["sleep".to_owned(), "1000".to_owned()], &folder.join("sleep.log"))?;
+    std::fs::write(folder.join("partial"), daemon.id().pid.to_string())?;
+    std::fs::rename(folder.join("partial"), folder.join("daemon"))?;
     loop {
         thread::park();
     }

@@ -278,7 +278,7 @@ fn two_namespaces_meet_on_one_vlan_with_its_tag_and_not_on_two(lab: &mut Lab) ->
     let mac = near.add()?["interfaces"][0]["mac"].as_str().unwrap_or_default().to_owned();
     far.add()?;
     let answered = || Ok(ping(&near, "203.0.113.2")?.success().then_some(()));
-    guest.poll(Instant::now() + Duration::from_secs(60), "the other namespace answers", answered)?;
+    guest.poll(Instant::now() + Duration::from_mins(1), "the other namespace answers", answered)?;
     let tagged = |frame: &sriov_tests::lab::wire::EthernetFrame| frame.source.to_string() == mac && frame.ethertype == 0x0800;
     let frame = capture.wait_for("an IPv4 frame of the first namespace", tagged, Duration::from_secs(20))?;
     assert_eq!(frame.tags, [Tag { protocol: 0x8100, vlan: 100, priority: 5 }], "{frame:?}");

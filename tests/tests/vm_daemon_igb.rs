@@ -178,7 +178,7 @@ fn apply_and_kill(guest: &Guest, wish: &str, steps: usize) -> Result<bool> {
          while kill -0 $p 2>/dev/null && [ \"$(grep -c ' INFO ' /tmp/apply.log)\" -lt {steps} ]; do :; done
          kill -9 $p 2>/dev/null; wait $p; echo $?"
     );
-    let status = guest.command(&["/bin/sh", "-c", &script]).limit(Duration::from_secs(120)).output()?;
+    let status = guest.command(&["/bin/sh", "-c", &script]).limit(Duration::from_mins(2)).output()?;
     Ok(status.trim() == "137")
 }
 

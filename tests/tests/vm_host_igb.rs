@@ -125,7 +125,7 @@ fn the_kernel_refuses_more_vfs_than_the_pf_has(lab: &mut Lab) -> Result<()> {
 fn a_restart_of_the_guest_forgets_the_vfs(lab: &mut Lab) -> Result<()> {
     let (guest, nics) = nics(lab)?;
     set_vfs(guest, nics[0], 1)?;
-    guest.reset(Instant::now() + Duration::from_secs(180))?;
+    guest.reset(Instant::now() + Duration::from_mins(3))?;
     assert_eq!(guest.read_text(&format!("{}/sriov_numvfs", igb(nics[0])))?, "0");
     Ok(())
 }

@@ -10,7 +10,7 @@ mod protocol;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -30,6 +30,9 @@ const DRAIN: Duration = Duration::from_millis(300);
 
 /// How often a followed file is looked at; a guest has no other way for files on every file system.
 const FOLLOW_STEP: Duration = Duration::from_millis(100);
+
+/// How long the client gets to close its side after the reply.
+const FAREWELL: Duration = Duration::from_secs(10);
 
 type Sink = Arc<Mutex<TcpStream>>;
 
@@ -59,11 +62,17 @@ fn serve(stream: &TcpStream) -> io::Result<()> {
         Ok(request) => perform(request, input, &sink),
         Err(error) => Err(failure("read the request", "", &error.into())),
     };
-    let mut stream = sink.lock().unwrap_or_else(PoisonError::into_inner);
-    match outcome {
-        Ok(reply) => write_json(&mut *stream, Kind::Reply, &reply),
-        Err(failure) => write_json(&mut *stream, Kind::Failure, &failure),
+    {
+        let mut sink = sink.lock().unwrap_or_else(PoisonError::into_inner);
+        match outcome {
+            Ok(reply) => write_json(&mut *sink, Kind::Reply, &reply),
+            Err(failure) => write_json(&mut *sink, Kind::Failure, &failure),
+        }?;
     }
+    // Closing a connection with unread input resets it, and a reset overtakes the reply: whatever the request did not need is read away first.
+    stream.shutdown(Shutdown::Write)?;
+    stream.set_read_timeout(Some(FAREWELL))?;
+    io::copy(&mut &*stream, &mut io::sink()).map(drop)
 }
 
 fn perform(request: Request, input: TcpStream, sink: &Sink) -> Result<Reply, Failure> {

@@ -22,7 +22,7 @@ use sriov_tests::lab::topology::{Node, Tier, Topology};
 use sriov_tests::lab::{Lab, check_host, process};
 
 /// How long the background program gets to bring the lab up.
-const UP_LIMIT: Duration = Duration::from_secs(900);
+const UP_LIMIT: Duration = Duration::from_mins(15);
 
 /// How long a lab gets to end by itself.
 const DOWN_LIMIT: Duration = Duration::from_secs(30);

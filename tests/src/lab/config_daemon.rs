@@ -18,7 +18,7 @@ use super::topology::Nic;
 pub const PROGRAM: &str = "/usr/local/bin/sriov-config-daemon";
 
 /// Making VFs takes seconds each under emulation.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_mins(2);
 
 /// The config daemon in one guest.
 #[derive(Debug)]

@@ -21,7 +21,7 @@ use super::qmp::Monitor;
 use super::topology::Node;
 
 /// Limit of a command that was given none.
-const DEFAULT_LIMIT: Duration = Duration::from_secs(60);
+const DEFAULT_LIMIT: Duration = Duration::from_mins(1);
 
 /// How much later than the agent the client gives up.
 const SLACK: Duration = Duration::from_secs(15);

@@ -43,7 +43,9 @@ impl Processes {
             let failed = outcome.is_err();
             entered.send(outcome).ok();
             if !failed {
-                queue.into_iter().for_each(|job| job());
+                for job in queue {
+                    job();
+                }
             }
         })?;
         result.recv().context("start the thread that owns the lab's processes")??;

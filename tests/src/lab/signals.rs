@@ -40,7 +40,9 @@ fn listen() -> Result<()> {
             }
         });
         let work = std::mem::take(&mut *WORK.lock().unwrap_or_else(PoisonError::into_inner));
-        work.into_iter().for_each(|work| work());
+        for work in work {
+            work();
+        }
         std::process::exit(128 + kind.as_raw_value());
     })?;
     Ok(())
