@@ -13,7 +13,7 @@ mod workspace;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::image::products::{self, Profile};
@@ -71,7 +71,8 @@ enum Task {
 
 fn main() -> ExitCode {
     match run(Arguments::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -79,23 +80,19 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(task: Task) -> Result<()> {
+/// Whether what was checked or tested is right; anything else that fails is an error.
+fn run(task: Task) -> Result<bool> {
     let workspace = Workspace::locate()?;
     match task {
-        Task::Check { list: true, .. } => {
-            println!("{}", check::names().join("\n"));
-            Ok(())
-        }
-        Task::Check { only, .. } => match check::run(&workspace, &only)? {
-            check::Outcome { failed: 0, .. } => Ok(()),
-            check::Outcome { failed, .. } => bail!("{failed} checks failed"),
-        },
-        Task::GenCrds { check } => gen_crds::run(&workspace, check),
-        Task::GenProto { check } => gen_proto::run(workspace.root(), check),
-        Task::Image { profile, out } => image(&workspace, profile, out),
-        Task::LabBuild(arguments) => lab_build::run(&workspace, &arguments),
-        Task::Test { tier } => test::run(&workspace, &test::tiers(&tier)?),
+        Task::Check { list: true, .. } => println!("{}", check::names().join("\n")),
+        Task::Check { only, .. } => return Ok(check::run(&workspace, &only)?.failed == 0),
+        Task::GenCrds { check } => gen_crds::run(&workspace, check)?,
+        Task::GenProto { check } => gen_proto::run(workspace.root(), check)?,
+        Task::Image { profile, out } => image(&workspace, profile, out)?,
+        Task::LabBuild(arguments) => lab_build::run(&workspace, &arguments)?,
+        Task::Test { tier } => return Ok(test::run(&workspace, &test::tiers(&tier)?)),
     }
+    Ok(true)
 }
 
 fn image(workspace: &Workspace, profile: Profile, out: Option<PathBuf>) -> Result<()> {
