@@ -176,6 +176,8 @@ mod tests {
         let (sim, grown) = (Sim::with_pfs(&[PF]), desired("interfaces: [{pciAddress: '0000:01:00.0', numVfs: 5, vfGroups: [{vfRange: 0-4, resourceName: net}]}]"));
         apply(&sim, &plan(&two_groups(), &sim.observe().unwrap()));
         assert_eq!(json(&sim, &grown), r#"{"resourceList":[]}"#);
+        let shrunk = desired("interfaces: [{pciAddress: '0000:01:00.0', numVfs: 1, vfGroups: [{vfRange: 0-3, resourceName: net}]}]");
+        assert_eq!(json(&sim, &shrunk), r#"{"resourceList":[]}"#, "also those that the range still names");
         assert_eq!(json(&sim, &desired("policyRevision: none")), r#"{"resourceList":[]}"#);
     }
 
