@@ -92,7 +92,7 @@ fn build(cache: &Cache, workspace: &Workspace) -> Result<Artifacts> {
     let binaries = products::binaries(workspace, Profile::Dev, &images::BINARIES)?;
     let parts = root::Parts { tools: &tools, modules: &modules, udev: &udev, guest_agent: &binaries[0].1 };
     let root = root::squashfs(cache, workspace, &installed, &parts)?;
-    let images = images::disk(cache, workspace, &binaries)?;
+    let images = images::disk(cache, workspace, &tools, &binaries)?;
     artifacts(&tools, [&kernel, &modules, &root, &images], offer.kernel_release())
 }
 
