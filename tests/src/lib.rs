@@ -6,6 +6,8 @@
 //! Invariant: whatever is started here ends with the process that started it, however that ends.
 
 pub mod api;
+pub mod apiserver;
+pub mod cluster;
 pub mod cni;
 pub mod harness;
 pub mod kubelet;
