@@ -121,7 +121,7 @@ impl Drop for Bench {
 /// The product's binary, built once.
 fn binary() -> Result<PathBuf> {
     static BINARY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let build = || product("sriov-device-plugin", "sriov-device-plugin").map_err(|error| format!("{error:#}"));
+    let build = || product("sriov-device-plugin").map_err(|error| format!("{error:#}"));
     BINARY.get_or_init(build).clone().map_err(Error::msg)
 }
 

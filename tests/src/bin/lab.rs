@@ -76,6 +76,12 @@ struct Up {
     /// Memory of a guest in MiB.
     #[arg(long, default_value_t = 1280)]
     memory: u32,
+    /// Virtual processors of a guest.
+    #[arg(long, default_value_t = 2)]
+    processors: u8,
+    /// Added to the guests' kernel command line; may be given more than once.
+    #[arg(long, value_name = "ARGUMENT")]
+    kernel_argument: Vec<String>,
     /// Guests get no IOMMU.
     #[arg(long)]
     no_iommu: bool,
@@ -86,7 +92,13 @@ struct Up {
 
 impl Up {
     fn topology(&self) -> Topology {
-        let node = |number| Node { iommu: !self.no_iommu, memory_mib: self.memory, ..Node::new(number) };
+        let node = |number| Node {
+            iommu: !self.no_iommu,
+            memory_mib: self.memory,
+            processors: self.processors,
+            kernel_arguments: self.kernel_argument.clone(),
+            ..Node::new(number)
+        };
         let tier = if self.tier == 2 { Tier::Guests } else { Tier::Cluster };
         Topology { tier, nodes: (1..=self.nodes).map(node).collect() }
     }

@@ -33,9 +33,6 @@ pub struct Artifacts {
     /// Reference CNI plugins for tests on the host.
     #[serde(default)]
     pub cni_plugins: BTreeMap<String, PathBuf>,
-    /// Our own programs, as they are in the images.
-    #[serde(default)]
-    pub products: BTreeMap<String, PathBuf>,
     /// The guests' kernel.
     #[serde(default)]
     pub kernel_version: String,
@@ -51,23 +48,13 @@ impl Artifacts {
             None => lab_build()?,
         };
         let text = fs::read(&list).with_context(|| format!("read {}", list.display()))?;
-        let mut artifacts: Self = serde_json::from_slice(&text).with_context(|| format!("read {}", list.display()))?;
-        if artifacts.products.is_empty() {
-            artifacts.products = build_products()?;
-        }
-        Ok(artifacts)
+        serde_json::from_slice(&text).with_context(|| format!("read {}", list.display()))
     }
 
     /// A program that runs on the host.
     pub fn program(&self, name: &str) -> Result<String> {
         let path = self.bin.get(name).with_context(|| format!("artifacts.json lists no program {name}; cargo xtask lab-build makes it"))?;
         Ok(path.display().to_string())
-    }
-
-    /// One of our own programs, by the name of its binary.
-    pub fn product(&self, name: &str) -> Result<&Path> {
-        let path = self.products.get(name).with_context(|| format!("artifacts.json lists no product {name}; cargo xtask lab-build makes it"))?;
-        Ok(path)
     }
 }
 
@@ -97,15 +84,11 @@ fn lab_build() -> Result<PathBuf> {
     path.map(PathBuf::from).with_context(|| format!("cargo xtask lab-build ended without the path of artifacts.json: {output:?}"))
 }
 
-fn build_products() -> Result<BTreeMap<String, PathBuf>> {
-    let products = [("sriov-config-daemon", "sriov-config-daemon"), ("sriov-cni", "sriov")];
-    products.into_iter().map(|(package, binary)| Ok((binary.to_owned(), product(package, binary)?))).collect()
-}
-
-/// Builds one program of this workspace if it changed, for use on this machine, and gives its path.
-pub fn product(package: &str, binary: &str) -> Result<PathBuf> {
-    cargo(&["build", "--quiet", "--package", package, "--bin", binary])?;
-    // A test program is <target>/<triple>/debug/deps/<name>; the binaries of other packages are one folder up.
+/// Builds our programs if they changed, for use on this machine, and gives the path of one. All of them at once, as `cargo xtask lab-build` does: a
+/// smaller choice has other features of the dependencies, which would be compiled once more.
+pub fn product(binary: &str) -> Result<PathBuf> {
+    cargo(&["build", "--quiet", "--workspace", "--features", "sriov-tests/lab-vm,sriov-tests/lab-cluster", "--bins", "--tests"])?;
+    // A test program is <target>/<triple>/debug/deps/<name>; the binaries of all packages are one folder up.
     let test = std::env::current_exe()?;
     let folder = test.parent().filter(|folder| folder.ends_with("deps")).and_then(Path::parent).or(test.parent());
     let path = folder.context("this program has no folder")?.join(binary);

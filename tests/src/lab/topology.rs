@@ -36,7 +36,7 @@ pub struct Node {
     pub number: u8,
     /// Emulated igb PFs, 0 to 2, each with 7 VFs.
     pub pfs: u8,
-    /// Whether the machine has an IOMMU and the kernel is told to use it.
+    /// Whether the kernel is told to use the machine's IOMMU.
     pub iommu: bool,
     /// Memory in MiB.
     pub memory_mib: u32,

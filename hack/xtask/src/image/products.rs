@@ -32,6 +32,9 @@ impl Profile {
     }
 }
 
+/// How the tests select what cargo builds.
+pub(crate) const WHOLE_WORKSPACE: [&str; 3] = ["--workspace", "--features", "sriov-tests/lab-vm,sriov-tests/lab-cluster"];
+
 /// One image that was written.
 #[derive(Debug)]
 pub(crate) struct Written {
@@ -90,8 +93,15 @@ pub(crate) fn archives(workspace: &Workspace, profile: Profile, built: &[(String
 /// Compiles `(package, binary)` pairs in one cargo run; the executables in the same order.
 pub(crate) fn binaries(workspace: &Workspace, profile: Profile, wanted: &[(&str, &str)]) -> Result<Vec<(String, PathBuf)>> {
     let mut command = workspace.cargo(&["build", "--profile", profile.name(), "--message-format=json-render-diagnostics"]);
-    for (package, binary) in wanted {
-        command.args(["--package", package, "--bin", binary]);
+    match profile {
+        // What the tests build anyway, whatever is wanted: a smaller choice has other features of the dependencies, which would be compiled once more.
+        Profile::Dev => _ = command.args(["--bins", "--tests"]).args(WHOLE_WORKSPACE),
+        // What ships has the features that its own package asks for, and nobody else's.
+        Profile::Dist => {
+            for (package, binary) in wanted {
+                command.args(["--package", package, "--bin", binary]);
+            }
+        }
     }
     let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("start {}", show(&command)))?;
     if !output.status.success() {
@@ -113,13 +123,19 @@ fn executables(messages: &str) -> Vec<(String, PathBuf)> {
     struct Message {
         executable: Option<PathBuf>,
         target: Option<Target>,
+        profile: Option<CompiledFor>,
+    }
+    #[derive(Deserialize)]
+    struct CompiledFor {
+        test: bool,
     }
     #[derive(Deserialize)]
     struct Target {
         name: String,
     }
     let parsed = messages.lines().filter_map(|line| serde_json::from_str::<Message>(line).ok());
-    parsed.filter_map(|message| Some((message.target?.name, message.executable?))).collect()
+    let programs = parsed.filter(|message| message.profile.as_ref().is_some_and(|profile| !profile.test));
+    programs.filter_map(|message| Some((message.target?.name, message.executable?))).collect()
 }
 
 fn write(recipe: &Recipe, built: &[(String, PathBuf)], stripped: &Path, out: &Path) -> Result<Written> {
@@ -150,7 +166,9 @@ mod tests {
         let messages = concat!(
             r#"{"reason":"compiler-artifact","target":{"name":"sriov_host"},"executable":null}"#,
             "\n",
-            r#"{"reason":"compiler-artifact","target":{"name":"sriov"},"executable":"/t/debug/sriov"}"#,
+            r#"{"reason":"compiler-artifact","target":{"name":"sriov"},"profile":{"test":true},"executable":"/t/debug/deps/sriov-1"}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","target":{"name":"sriov"},"profile":{"test":false},"executable":"/t/debug/sriov"}"#,
             "\nplain text\n",
             r#"{"reason":"build-finished","success":true}"#,
         );
