@@ -130,12 +130,7 @@ async fn apply(context: &Context, daemon_set: &DaemonSet) -> Result<(), RequestF
     resources::apply(&api, "DaemonSet", keys::NODE_DAEMON_SET, daemon_set).await
 }
 
-async fn report(
-    context: &Context,
-    config: &SriovOperatorConfig,
-    failure: Option<&RequestFailed>,
-    unsupported: &[&str],
-) -> Result<(), RequestFailed> {
+async fn report(context: &Context, config: &SriovOperatorConfig, failure: Option<&RequestFailed>, unsupported: &[&str]) -> Result<(), RequestFailed> {
     let (status, reason, message) = match (failure, unsupported) {
         (Some(failure), _) => (false, reason::SYNC_FAILED, failure.to_string()),
         (None, []) => (true, reason::READY, "the node DaemonSet is in place".to_owned()),

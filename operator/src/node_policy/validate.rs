@@ -145,7 +145,8 @@ mod tests {
     fn malformed(change: serde_json::Value) -> String {
         let mut spec = json!({ "resourceName": "nics", "nodeSelector": {}, "nicSelector": { "pfNames": ["eth0"] }, "numVfs": 4 });
         spec.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
-        let object = json!({ "apiVersion": "sriovnetwork.openshift.io/v1", "kind": "SriovNetworkNodePolicy", "metadata": { "name": "p" }, "spec": spec });
+        let object =
+            json!({ "apiVersion": "sriovnetwork.openshift.io/v1", "kind": "SriovNetworkNodePolicy", "metadata": { "name": "p" }, "spec": spec });
         let guard: DeserializeGuard<SriovNetworkNodePolicy> = serde_json::from_value(object).unwrap();
         policy(&guard).map(|_| "fine".to_owned()).unwrap_or_else(|e| e.to_string())
     }

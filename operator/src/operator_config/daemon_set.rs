@@ -172,15 +172,7 @@ fn config_daemon(added: Option<&BTreeMap<String, String>>, settings: &Settings) 
 }
 
 fn device_plugin(settings: &Settings) -> Container {
-    let command = [
-        "/sriov-device-plugin",
-        "--config-file",
-        PLUGIN_CONFIG,
-        "--resource-prefix",
-        &settings.resource_prefix,
-        "--root",
-        "/host",
-    ];
+    let command = ["/sriov-device-plugin", "--config-file", PLUGIN_CONFIG, "--resource-prefix", &settings.resource_prefix, "--root", "/host"];
     let mounts = vec![
         mount("sys", "/host/sys", true),
         mount("run", "/run/sriov-operator", true),
