@@ -181,7 +181,9 @@ impl VfGroup {
 fn not_offered(interface: &Interface) -> Option<String> {
     match interface.eswitch_mode.as_deref() {
         None | Some("" | "legacy") => {}
-        Some(mode) => return Some(format!("eSwitchMode {mode:?} is not offered by this version: only legacy is; remove eSwitchMode from the policy")),
+        Some(mode) => {
+            return Some(format!("eSwitchMode {mode:?} is not offered by this version: only legacy is; remove eSwitchMode from the policy"));
+        }
     }
     let vdpa = |group: &&LooseGroup| group.vdpa_type.as_deref().is_some_and(|vdpa| !vdpa.is_empty());
     let group = interface.vf_groups.iter().find(vdpa)?;
@@ -239,7 +241,8 @@ mod tests {
 - {pciAddress: eth0}",
         );
         assert_eq!(desired.pf("0000:01:00.0".parse().unwrap()).unwrap().groups[0].range.last(), 1);
-        let said: Vec<String> = desired.pfs.values().filter_map(|pf| pf.as_ref().err()).map(|r| format!("{} {}", r.reason.as_str(), r.message)).collect();
+        let said: Vec<String> =
+            desired.pfs.values().filter_map(|pf| pf.as_ref().err()).map(|r| format!("{} {}", r.reason.as_str(), r.message)).collect();
         let expected = [
             "InvalidSpec PF 0000:01:00.1: policy \"b\": empty VF range 1-0: the last index must not be below the first",
             "InvalidSpec PF 0000:02:00.0: numVfs is -1: expected 0 to 65535",

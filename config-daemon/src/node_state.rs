@@ -68,8 +68,9 @@ pub async fn run(client: Client, namespace: &str, node: &str, machine: Linux) ->
     let (sender, inputs) = watch::channel(Inputs::default());
     let api: Api<SriovNetworkNodeState> = Api::namespaced(client.clone(), namespace);
     let nics: Api<ConfigMap> = Api::namespaced(client, namespace);
-    let watches =
-        async { tokio::join!(inputs::watch_node_state(api.clone(), node.to_owned(), sender.clone()), inputs::watch_supported_nics(nics, sender.clone())) };
+    let watches = async {
+        tokio::join!(inputs::watch_node_state(api.clone(), node.to_owned(), sender.clone()), inputs::watch_supported_nics(nics, sender.clone()))
+    };
     let daemon = Daemon {
         machine: Arc::new(machine),
         api: api.clone(),
@@ -190,7 +191,9 @@ impl Daemon {
             }
         }
         match (&self.wish, &inputs.nics) {
-            (Some(_), None) => (Desired::default(), Some("the ConfigMap supported-nic-ids could not be read yet; nothing is changed until then".to_owned())),
+            (Some(_), None) => {
+                (Desired::default(), Some("the ConfigMap supported-nic-ids could not be read yet; nothing is changed until then".to_owned()))
+            }
             (Some(wish), Some(_)) => (Desired::read(wish), None),
             (None, _) => (Desired::default(), Some("there is no node state for this node".to_owned())),
         }

@@ -12,7 +12,6 @@ use sriov_host::driver::is_userspace;
 use sriov_host::inventory::{Inventory, Pf, Vf};
 use sriov_host::pci::{DeviceId, PciAddress, VendorId};
 
-
 /// One look at the machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observed {
@@ -86,7 +85,9 @@ impl SupportedNics {
     }
 
     fn set_aside(&mut self, key: &str, value: &str) {
-        self.unreadable.push(format!("entry {key} of ConfigMap supported-nic-ids is {value:?}: expected \"<vendor> <PF device> <VF device>\" as in \"8086 10c9 10ca\""));
+        self.unreadable.push(format!(
+            "entry {key} of ConfigMap supported-nic-ids is {value:?}: expected \"<vendor> <PF device> <VF device>\" as in \"8086 10c9 10ca\""
+        ));
     }
 }
 
@@ -116,7 +117,9 @@ mod tests {
     #[test]
     fn nics_are_listed_by_vendor_and_pf_device() {
         let data: BTreeMap<String, String> =
-            [("igb", "8086 10c9 10ca"), ("short", "8086 10c9"), ("words", "intel igb igbvf"), ("spaces", "  15b3\t101d  101e ")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+            [("igb", "8086 10c9 10ca"), ("short", "8086 10c9"), ("words", "intel igb igbvf"), ("spaces", "  15b3\t101d  101e ")]
+                .map(|(k, v)| (k.to_owned(), v.to_owned()))
+                .into();
         let nics = SupportedNics::read(&data);
         assert!(nics.contains(VendorId(0x8086), DeviceId(0x10c9)));
         assert!(nics.contains(VendorId(0x15b3), DeviceId(0x101d)));

@@ -173,7 +173,8 @@ mod tests {
 
     #[test]
     fn vfs_leave_their_pool_before_they_are_removed() {
-        let (sim, grown) = (Sim::with_pfs(&[PF]), desired("interfaces: [{pciAddress: '0000:01:00.0', numVfs: 5, vfGroups: [{vfRange: 0-4, resourceName: net}]}]"));
+        let (sim, grown) =
+            (Sim::with_pfs(&[PF]), desired("interfaces: [{pciAddress: '0000:01:00.0', numVfs: 5, vfGroups: [{vfRange: 0-4, resourceName: net}]}]"));
         apply(&sim, &plan(&two_groups(), &sim.observe().unwrap()));
         assert_eq!(json(&sim, &grown), r#"{"resourceList":[]}"#);
         let shrunk = desired("interfaces: [{pciAddress: '0000:01:00.0', numVfs: 1, vfGroups: [{vfRange: 0-3, resourceName: net}]}]");

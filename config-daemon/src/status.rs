@@ -7,7 +7,8 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use sriov_crds::conditions::{self, DEGRADED, PROGRESSING, READY, node};
 use sriov_crds::node_state::{
-    InterfaceStatus, PlanStatus, Refusal as RefusalStatus, SYNC_FAILED, SYNC_IN_PROGRESS, SYNC_SUCCEEDED, SriovNetworkNodeStateStatus, System, VfStatus,
+    InterfaceStatus, PlanStatus, Refusal as RefusalStatus, SYNC_FAILED, SYNC_IN_PROGRESS, SYNC_SUCCEEDED, SriovNetworkNodeStateStatus, System,
+    VfStatus,
 };
 use sriov_host::inventory::{EswitchMode, LinkType, Pf, Vf};
 
@@ -240,7 +241,8 @@ mod tests {
 
     #[test]
     fn a_change_goes_from_applying_to_converged() {
-        let (sim, desired) = (Sim::with_pfs(&[PF]), desired("interfaces: [{pciAddress: '0000:01:00.0', numVfs: 1, vfGroups: [{vfRange: 0-0, resourceName: r}]}]"));
+        let (sim, desired) =
+            (Sim::with_pfs(&[PF]), desired("interfaces: [{pciAddress: '0000:01:00.0', numVfs: 1, vfGroups: [{vfRange: 0-0, resourceName: r}]}]"));
         let first = say(&sim, &desired, &Phase::Applying, &[], 1);
         assert_eq!(conditions(&first), ["Ready=False Applying", "Progressing=True Applying", "Degraded=False Idle"]);
         assert_eq!(first.sync_status.as_deref(), Some("InProgress"));
@@ -258,7 +260,8 @@ mod tests {
 
     #[test]
     fn a_refusal_degrades_with_its_reason_and_its_words() {
-        let (sim, desired) = (Sim::with_pfs(&[PF]), desired("interfaces: [{pciAddress: '0000:01:00.0', numVfs: 9, vfGroups: [{vfRange: 0-8, policyName: p}]}]"));
+        let (sim, desired) =
+            (Sim::with_pfs(&[PF]), desired("interfaces: [{pciAddress: '0000:01:00.0', numVfs: 9, vfGroups: [{vfRange: 0-8, policyName: p}]}]"));
         let said = say(&sim, &desired, &Phase::Settled(vec![]), &[], 1);
         assert_eq!(conditions(&said), ["Ready=False TooManyVfs", "Progressing=False Idle", "Degraded=True TooManyVfs"]);
         assert_eq!(said.sync_status.as_deref(), Some("Failed"));

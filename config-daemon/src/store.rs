@@ -202,7 +202,11 @@ fn replace(path: &Path, text: &str) -> Result<(), StoreError> {
 
 fn sync_folder(path: &Path) -> Result<(), StoreError> {
     let Some(folder) = path.parent() else { return Ok(()) };
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|cause| StoreError { operation: "sync the folder of", path: path.to_owned(), cause })
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|cause| StoreError {
+        operation: "sync the folder of",
+        path: path.to_owned(),
+        cause,
+    })
 }
 
 #[cfg(test)]
@@ -256,8 +260,10 @@ mod tests {
         fs::create_dir_all(folder.path().join("run/netns")).unwrap();
         let own = fs::metadata("/proc/self/ns/net").unwrap();
         let journal = |vf: &str, path: &str, inode: u64| {
-            let owner = format!(r#"{{"containerId":"0123456789abcdef","ifName":"net1","netnsPath":"{path}","netnsDev":{},"netnsInode":{inode}}}"#, own.dev());
-            fs::write(journals.join(format!("{vf}.json")), format!(r#"{{"version":1,"phase":"added","owner":{owner},"vf":"{vf}","later":[]}}"#)).unwrap();
+            let owner =
+                format!(r#"{{"containerId":"0123456789abcdef","ifName":"net1","netnsPath":"{path}","netnsDev":{},"netnsInode":{inode}}}"#, own.dev());
+            fs::write(journals.join(format!("{vf}.json")), format!(r#"{{"version":1,"phase":"added","owner":{owner},"vf":"{vf}","later":[]}}"#))
+                .unwrap();
         };
         fs::write(folder.path().join("run/netns/plain"), "").unwrap();
         journal("0000:01:10.0", "/var/run/netns/gone", own.ino());

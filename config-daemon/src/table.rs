@@ -32,7 +32,17 @@ pub fn table(inventory: &Inventory) -> String {
 fn pf_row(pf: &Pf) -> Vec<String> {
     let [name, mac, mtu, state] = netdev_cells(pf.netdev.as_ref());
     let driver = pf.driver.clone().unwrap_or_else(|| "-".to_owned());
-    vec![pf.address.to_string(), String::new(), format!("{}:{}", pf.vendor, pf.device), driver, name, mac, mtu, state, format!("{} of {}", pf.numvfs, pf.totalvfs)]
+    vec![
+        pf.address.to_string(),
+        String::new(),
+        format!("{}:{}", pf.vendor, pf.device),
+        driver,
+        name,
+        mac,
+        mtu,
+        state,
+        format!("{} of {}", pf.numvfs, pf.totalvfs),
+    ]
 }
 
 fn vf_row(vf: &Vf) -> Vec<String> {

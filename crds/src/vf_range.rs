@@ -154,7 +154,18 @@ mod tests {
 
     #[test]
     fn texts_that_name_no_vfs_are_refused_with_what_was_given() {
-        for text in ["ens1f0#", "ens1f0#3", "ens1f0#0-", "ens1f0#-3", "ens1f0#0-3-5", "ens1f0#0-3#4-5", "ens1f0#a-b", "ens1f0#+0-3", "ens1f0#0-65536", "ens1f0# 0-3"] {
+        for text in [
+            "ens1f0#",
+            "ens1f0#3",
+            "ens1f0#0-",
+            "ens1f0#-3",
+            "ens1f0#0-3-5",
+            "ens1f0#0-3#4-5",
+            "ens1f0#a-b",
+            "ens1f0#+0-3",
+            "ens1f0#0-65536",
+            "ens1f0# 0-3",
+        ] {
             let range = text.split_once('#').unwrap().1;
             assert_eq!(text.parse::<PfSelector>(), Err(VfRangeError::NotARange { given: range.into() }), "{text}");
         }

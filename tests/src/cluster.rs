@@ -194,7 +194,7 @@ impl<'a> Cluster<'a> {
     /// The VFs that a pod was given, in the kubelet's words.
     pub fn devices_of(&self, pod: &str, resource: &str) -> Result<Vec<String>> {
         let variable = format!("PCIDEVICE_{}_{}", RESOURCE_PREFIX.replace('.', "_").to_uppercase(), resource.to_uppercase());
-        let text = self.exec(pod, &["printenv", &variable])?;
+        let text = self.exec(pod, &["sh", "-c", &format!("echo ${variable}")])?;
         Ok(text.trim().split(',').map(str::to_owned).collect())
     }
 

@@ -385,7 +385,7 @@ fn pods_keep_working_while_the_api_server_is_away(lab: &mut Lab) -> Result<()> {
 
 fn static_pod() -> String {
     "apiVersion: v1\nkind: Pod\nmetadata: {name: static, namespace: default}\nspec:\n  hostNetwork: true\n  terminationGracePeriodSeconds: 1\n  containers:\n  \
-     - name: c\n    image: localhost/busybox:lab\n    imagePullPolicy: Never\n    command: [sh, -c, 'printenv; trap exit TERM; while true; do sleep 1; done']\n    \
+     - name: c\n    image: localhost/busybox:lab\n    imagePullPolicy: Never\n    command: [sh, -c, 'env; trap exit TERM; while true; do sleep 1; done']\n    \
      resources: {limits: {openshift.io/pool_a: '1'}, requests: {openshift.io/pool_a: '1'}}\n"
         .to_owned()
 }

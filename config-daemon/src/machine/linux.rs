@@ -102,7 +102,8 @@ impl Linux {
 
 impl Machine for Linux {
     fn observe(&self) -> Result<Observed, ObserveError> {
-        let users = || self.store.vfs_in_use().map_err(|error| ObserveError::ReadState { what: "the CNI's journals".to_owned(), reason: error.to_string() });
+        let users =
+            || self.store.vfs_in_use().map_err(|error| ObserveError::ReadState { what: "the CNI's journals".to_owned(), reason: error.to_string() });
         // Read before and after: a pod that ends or starts during the look has its VF in one of them, whatever the look saw of it.
         let mut vfs_in_use = users()?;
         let survey = discover::survey(&self.host).map_err(|error| ObserveError::Discover(error.to_string()))?;
@@ -115,7 +116,10 @@ impl Machine for Linux {
             }
         }
         observed.vfio_pci_loaded = driver::is_loaded(&self.host, VFIO_PCI);
-        observed.records = self.store.records().map_err(|error| ObserveError::ReadState { what: "the records of configured PFs".to_owned(), reason: error.to_string() })?;
+        observed.records = self
+            .store
+            .records()
+            .map_err(|error| ObserveError::ReadState { what: "the records of configured PFs".to_owned(), reason: error.to_string() })?;
         Ok(observed)
     }
 

@@ -142,7 +142,9 @@ impl Sim {
                 vf.netdev = None;
                 vf.driver = Some(VFIO_PCI.to_owned());
             }
-            Step::BindDriver { driver: Driver::KernelDefault, .. } if !autoprobe => return Err(StepError::Refused("ENODEV: autoprobe is off".to_owned())),
+            Step::BindDriver { driver: Driver::KernelDefault, .. } if !autoprobe => {
+                return Err(StepError::Refused("ENODEV: autoprobe is off".to_owned()));
+            }
             Step::BindDriver { driver: Driver::KernelDefault, .. } => self.probe(vf),
             Step::SetVfMtu { mtu, .. } => match &mut vf.netdev {
                 Some(netdev) => netdev.mtu = *mtu,

@@ -149,7 +149,10 @@ fn wrong_count(wish: &DesiredPf, pf: &Pf) -> Option<(Reason, String)> {
 
 fn wrong_link(wish: &DesiredPf, pf: &Pf) -> Option<(Reason, String)> {
     if pf.eswitch_mode != EswitchMode::Legacy {
-        let said = format!("{} asks for eswitch mode legacy and the PF is in switchdev; this version does not change the mode: set it back to legacy", wish.policies());
+        let said = format!(
+            "{} asks for eswitch mode legacy and the PF is in switchdev; this version does not change the mode: set it back to legacy",
+            wish.policies()
+        );
         return Some((Reason::EswitchModeMismatch, said));
     }
     let netdev = pf.netdev.as_ref()?;
@@ -174,7 +177,8 @@ fn wrong_link(wish: &DesiredPf, pf: &Pf) -> Option<(Reason, String)> {
         return Some((Reason::InvalidMtu, format!("{} asks for MTU {mtu}, the driver takes at most {limit}: lower mtu", wish.policies())));
     }
     if wish.externally_managed && mtu > netdev.mtu {
-        let said = format!("{} asks for MTU {mtu} on an externally managed PF, whose MTU is {}: raise it there, or lower mtu", wish.policies(), netdev.mtu);
+        let said =
+            format!("{} asks for MTU {mtu} on an externally managed PF, whose MTU is {}: raise it there, or lower mtu", wish.policies(), netdev.mtu);
         return Some((Reason::InvalidMtu, said));
     }
     None
@@ -191,7 +195,10 @@ fn no_vfio(wish: &DesiredPf, observed: &Observed) -> Option<(Reason, String)> {
         return Some((Reason::IommuInactive, said));
     }
     if !observed.vfio_pci_loaded {
-        let said = format!("policy {:?} asks for {VFIO_PCI}, and that driver is not loaded: run  modprobe vfio-pci  and list it in /etc/modules-load.d", group.policy_name);
+        let said = format!(
+            "policy {:?} asks for {VFIO_PCI}, and that driver is not loaded: run  modprobe vfio-pci  and list it in /etc/modules-load.d",
+            group.policy_name
+        );
         return Some((Reason::DriverNotLoaded, said));
     }
     None
