@@ -3,6 +3,8 @@
 //! Field spellings, defaults and enums are those of the Go operator, so that existing objects keep working; what is ours on top says so.
 //! The types are loose (`String`, `Option`): each consumer makes them strict in its own `validate` or `desired`. No I/O here; the committed
 //! files under `yaml/` are exactly [`manifests::files`], which a test in that module holds.
+#![expect(clippy::duplicated_attributes, reason = "each printcolumn has a type of its own")]
+#![expect(clippy::struct_excessive_bools, reason = "the wire format has independent flags")]
 
 pub mod bridge;
 pub mod conditions;

@@ -109,34 +109,34 @@ impl<T: Resource> Cache<T> {
                 Ok(Event::InitApply(object)) => {
                     listed.insert(Key::of(&object), Arc::new(object));
                 }
-                Ok(Event::InitDone) => self.replace(std::mem::take(&mut listed), &on_change),
-                Ok(Event::Apply(object)) => self.put(Key::of(&object), Some(Arc::new(object)), &on_change),
+                Ok(Event::InitDone) => self.replace(&std::mem::take(&mut listed), &on_change),
+                Ok(Event::Apply(object)) => self.put(Key::of(&object), Some(&Arc::new(object)), &on_change),
                 Ok(Event::Delete(object)) => self.put(Key::of(&object), None, &on_change),
                 Err(error) => tracing::warn!(%error, "watch interrupted"),
             }
         }
     }
 
-    fn put(&self, key: Key, new: Option<Arc<T>>, on_change: &impl Fn(Change<'_, T>)) {
+    fn put(&self, key: Key, new: Option<&Arc<T>>, on_change: &impl Fn(Change<'_, T>)) {
         let mut old = None;
         self.state.send_modify(|state| {
-            old = match new.clone() {
-                Some(object) => state.objects.insert(key, object),
+            old = match new {
+                Some(object) => state.objects.insert(key, Arc::clone(object)),
                 None => state.objects.remove(&key),
             };
         });
         if old.is_some() || new.is_some() {
-            on_change(Change { old: old.as_deref(), new: new.as_deref() });
+            on_change(Change { old: old.as_deref(), new: new.map(AsRef::as_ref) });
         }
     }
 
-    fn replace(&self, listed: BTreeMap<Key, Arc<T>>, on_change: &impl Fn(Change<'_, T>)) {
+    fn replace(&self, listed: &BTreeMap<Key, Arc<T>>, on_change: &impl Fn(Change<'_, T>)) {
         let mut before = BTreeMap::new();
         self.state.send_modify(|state| {
             before = std::mem::replace(&mut state.objects, listed.clone());
             state.ready = true;
         });
-        for (key, new) in &listed {
+        for (key, new) in listed {
             let old = before.remove(key);
             // A re-list after a broken watch repeats what is known.
             if old.as_ref().is_none_or(|o| o.meta().resource_version != new.meta().resource_version) {

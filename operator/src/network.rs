@@ -79,7 +79,9 @@ async fn watch_nads(context: &Context, shared: &Shared, queues: [&Queue<Key>; 3]
     let on_change = |change: Change<'_, _>| {
         // Which kind it came from is not asked: a key without an object costs nothing.
         for key in triggers::networks_of_nad(&change, &context.settings.namespace) {
-            queues.iter().for_each(|queue| queue.add(key.clone()));
+            for queue in queues {
+                queue.add(key.clone());
+            }
         }
     };
     shared.nads.watch(Api::all(context.client.clone()), watcher::Config::default(), on_change).await;

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until};
 /// First delay after a failure; doubles with each further one.
 const FIRST_DELAY: Duration = Duration::from_millis(250);
 /// Longest delay after a failure.
-const LONGEST_DELAY: Duration = Duration::from_secs(120);
+const LONGEST_DELAY: Duration = Duration::from_mins(2);
 
 /// What is to be done with a key after it was reconciled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +75,9 @@ pub fn new<K>() -> (Queue<K>, Requests<K>) {
     (Queue { requests: sender }, Requests { requests: receiver })
 }
 
+/// One key being reconciled.
+type Running<'a, K, E> = Pin<Box<dyn Future<Output = (K, Result<Next, E>)> + 'a>>;
+
 impl<K: Clone + Ord + Hash + fmt::Display> Requests<K> {
     /// Reconciles keys as they come, at most `concurrency` at a time, until every asking side is gone.
     pub async fn serve<Run, Fut, E>(mut self, concurrency: usize, reconcile: Run)
@@ -86,7 +89,7 @@ impl<K: Clone + Ord + Hash + fmt::Display> Requests<K> {
         let mut waiting: BTreeMap<K, Instant> = BTreeMap::new();
         let mut failures: HashMap<K, u32> = HashMap::new();
         let mut active: Vec<K> = Vec::new();
-        let mut running: FuturesUnordered<Pin<Box<dyn Future<Output = (K, Result<Next, E>)> + '_>>> = FuturesUnordered::new();
+        let mut running: FuturesUnordered<Running<'_, K, E>> = FuturesUnordered::new();
         loop {
             let now = Instant::now();
             while active.len() < concurrency {

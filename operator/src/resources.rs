@@ -27,13 +27,13 @@ pub struct RequestFailed {
     verb: &'static str,
     kind: String,
     object: String,
-    cause: kube::Error,
+    cause: Box<kube::Error>,
 }
 
 impl RequestFailed {
     /// While doing `verb` with an object.
-    pub fn new(verb: &'static str, kind: &str, object: impl ToString, cause: kube::Error) -> Self {
-        Self { verb, kind: kind.to_owned(), object: object.to_string(), cause }
+    pub fn new(verb: &'static str, kind: &str, object: &(impl ToString + ?Sized), cause: kube::Error) -> Self {
+        Self { verb, kind: kind.to_owned(), object: object.to_string(), cause: Box::new(cause) }
     }
 
     /// True when the API server answered that the object, or its namespace, does not exist.

@@ -7,6 +7,7 @@
 //! first; a missing binary is an error that says where it was looked for.
 
 use std::fs::{self, File};
+use std::io::Read;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -29,7 +30,7 @@ use crate::lab::process::last_lines;
 /// Folder with `etcd` and `kube-apiserver`, as the tools of the Go field name it.
 const ASSETS_VARIABLE: &str = "KUBEBUILDER_ASSETS";
 /// Longest time from start to ready. It is about 4 s on a calm machine.
-const READY_DEADLINE: Duration = Duration::from_secs(60);
+const READY_DEADLINE: Duration = Duration::from_mins(1);
 /// Two processes may be given the same free port; then another try helps.
 const ATTEMPTS: usize = 3;
 
@@ -358,11 +359,11 @@ fn free_ports() -> Result<[u16; 3]> {
 
 /// Writes the token file and one kubeconfig a user; answers the former.
 fn write_users(folder: &Path, port: u16) -> Result<PathBuf> {
-    let mut lines = String::new();
+    let mut lines = vec![];
     for user in User::ALL {
         let token = random_hex()?;
         let (name, groups) = user.identity();
-        lines.push_str(&format!("{token},{name},{name},\"{groups}\"\n"));
+        lines.push(format!("{token},{name},{name},\"{groups}\""));
         let kubeconfig = json!({
             "apiVersion": "v1",
             "kind": "Config",
@@ -377,14 +378,13 @@ fn write_users(folder: &Path, port: u16) -> Result<PathBuf> {
         fs::write(folder.join(format!("{user:?}.kubeconfig")), kubeconfig.to_string())?;
     }
     let tokens = folder.join("tokens.csv");
-    fs::write(&tokens, lines)?;
+    fs::write(&tokens, lines.join("\n"))?;
     Ok(tokens)
 }
 
 /// 128 bits, so that no other user of the machine can guess them.
 fn random_hex() -> Result<String> {
-    use std::io::Read;
     let mut bytes = [0; 16];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(format!("{:032x}", u128::from_ne_bytes(bytes)))
 }

@@ -8,11 +8,13 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 use sriov_crds::node_state::VfGroup;
-use sriov_crds::{NetworkAttachmentDefinition, SriovNetwork, SriovNetworkNodePolicy, SriovNetworkNodeState, SriovOperatorConfig, keys};
+use sriov_crds::{
+    NetworkAttachmentDefinition, SriovNetwork, SriovNetworkNodePolicy, SriovNetworkNodeState, SriovNetworkNodeStateSpec, SriovOperatorConfig, keys,
+};
 use sriov_tests::apiserver::{ApiServer, Operator, User, eventually};
 use tokio::sync::Mutex;
 
@@ -162,18 +164,18 @@ async fn labels_decide(cluster: &Cluster) -> Result<()> {
         Ok(())
     })
     .await?;
-    println!("label -> node state: {} ms", took.as_millis());
+    eprintln!("label -> node state: {} ms", took.as_millis());
     ensure!(cluster.states.get_opt("node2").await?.is_none(), "a node without label has a state");
     cluster.report("node1", 1500).await?;
     let took = cluster.expect_groups("node1", "a reported node without policies is rendered empty", &[]).await?;
-    println!("first report -> rendered: {} ms", took.as_millis());
+    eprintln!("first report -> rendered: {} ms", took.as_millis());
     Ok(())
 }
 
 async fn policies_merge(cluster: &Cluster) -> Result<()> {
     cluster.policy("weak", json!({ "nicSelector": { "pfNames": ["enp1s0#0-3"] }, "numVfs": 6, "priority": 90 })).await?;
     let took = cluster.expect_groups("node1", "a policy is rendered", &[("enp1s0", "0-3", "weak")]).await?;
-    println!("policy -> rendered: {} ms", took.as_millis());
+    eprintln!("policy -> rendered: {} ms", took.as_millis());
     cluster
         .policy("strong", json!({ "nicSelector": { "pfNames": ["enp1s0alt#4-5"] }, "numVfs": 6, "priority": 10, "deviceType": "vfio-pci" }))
         .await?;
@@ -187,7 +189,11 @@ async fn policies_merge(cluster: &Cluster) -> Result<()> {
     cluster.expect_groups("node1", "and the weaker is back when they do not overlap", &both).await?;
     // A second node is configured as soon as it reports, without any other event.
     cluster.label("node2", Some("true")).await?;
-    eventually(PROMPTLY, "a second node has a state", async || Ok(drop(cluster.states.get("node2").await?))).await?;
+    eventually(PROMPTLY, "a second node has a state", async || {
+        cluster.states.get("node2").await?;
+        Ok(())
+    })
+    .await?;
     cluster.report("node2", 1500).await?;
     cluster.expect_groups("node2", "a new node is configured at once", &both).await?;
     let generation = cluster.states.get("node2").await?.metadata.generation;
@@ -239,7 +245,7 @@ async fn edits_are_undone_and_deleted_policies_leave(cluster: &Cluster) -> Resul
     cluster.states.delete("node1", &DeleteParams::default()).await?;
     eventually(PROMPTLY, "a deleted state is made anew, not rendered", async || {
         let state = cluster.states.get("node1").await?;
-        ensure!(state.metadata.deletion_timestamp.is_none() && state.spec == Default::default(), "{:?}", state.spec);
+        ensure!(state.metadata.deletion_timestamp.is_none() && state.spec == SriovNetworkNodeStateSpec::default(), "{:?}", state.spec);
         Ok(())
     })
     .await?;
@@ -469,7 +475,7 @@ async fn the_node_daemon_set_follows_the_configuration_under_one_leader() -> Res
         Ok(())
     })
     .await?;
-    println!("stop of the leader -> next leader: {} ms", took.as_millis());
+    eprintln!("stop of the leader -> next leader: {} ms", took.as_millis());
     configs.delete("default", &DeleteParams::default()).await?;
     selector(&default).await?;
     ensure!(daemon_sets.get(keys::NODE_DAEMON_SET).await?.owner_references().is_empty(), "an owner that is gone");
@@ -496,11 +502,11 @@ async fn the_daemon_may_do_its_work_and_nothing_else() -> Result<()> {
         Err(kube::Error::Api(status)) if status.code == 403 => Ok(()),
         other => Err(anyhow::anyhow!("the daemon could {what}: {other:?}")),
     };
-    refused(Api::<Node>::all(client.clone()).list(&Default::default()).await.map(drop), "list nodes")?;
-    refused(config_maps.list(&Default::default()).await.map(drop), "list config maps")?;
+    refused(Api::<Node>::all(client.clone()).list(&ListParams::default()).await.map(drop), "list nodes")?;
+    refused(config_maps.list(&ListParams::default()).await.map(drop), "list config maps")?;
     refused(cluster.daemon.delete("node1", &DeleteParams::default()).await.map(drop), "delete a node state")?;
     let policies: Api<SriovNetworkNodePolicy> = Api::namespaced(client, NAMESPACE);
-    refused(policies.list(&Default::default()).await.map(drop), "list policies")?;
+    refused(policies.list(&ListParams::default()).await.map(drop), "list policies")?;
     drop(cluster.admin);
     Ok(())
 }

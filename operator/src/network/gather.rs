@@ -46,5 +46,5 @@ pub(super) async fn found(context: &Context, namespaces: &Cache<PartialObjectMet
 pub(super) async fn nad(context: &Context, namespace: &str, name: &str) -> Result<Option<DynamicObject>, RequestFailed> {
     let resource = ApiResource::erase::<NetworkAttachmentDefinition>(&());
     let api: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), namespace, &resource);
-    api.get_opt(name).await.map_err(|e| RequestFailed::new("read", &resource.kind, Key::new(namespace, name), e))
+    api.get_opt(name).await.map_err(|e| RequestFailed::new("read", &resource.kind, &Key::new(namespace, name), e))
 }

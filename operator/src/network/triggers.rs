@@ -42,7 +42,7 @@ fn owner_key(owner_ref: &str) -> Option<Key> {
 /// The name of a namespace that was not there (or was going away) before.
 pub(super) fn namespace_came<'a>(change: &Change<'a, PartialObjectMeta<Namespace>>) -> Option<&'a str> {
     let usable = |namespace: &&PartialObjectMeta<Namespace>| namespace.metadata.deletion_timestamp.is_none();
-    if change.old.filter(usable).is_some() {
+    if change.old.as_ref().is_some_and(usable) {
         return None;
     }
     change.new.filter(usable).and_then(|namespace| namespace.metadata.name.as_deref())

@@ -212,7 +212,7 @@ mod tests {
     }
 
     fn at(input: Input, now: Timestamp) -> Desired {
-        desired(&node(input), now, Duration::from_secs(1800))
+        desired(&node(input), now, Duration::from_mins(30))
     }
 
     #[test]
@@ -268,7 +268,7 @@ state:
         let mut gone = input(RENDERED);
         gone.labels.clear();
         let mut node = node(gone);
-        let half_hour = Duration::from_secs(1800);
+        let half_hour = Duration::from_mins(30);
         let marked = desired(&node, noon(), half_hour);
         let until: Timestamp = "2026-01-01T12:30:00Z".parse().unwrap();
         assert_eq!((marked.keep, marked.again, marked.delete), (Keep::Until(until), Some(until), false));

@@ -79,7 +79,7 @@ mod tests {
 
     use super::*;
 
-    fn state(spec: serde_json::Value, status: serde_json::Value) -> DeserializeGuard<SriovNetworkNodeState> {
+    fn state(spec: &serde_json::Value, status: &serde_json::Value) -> DeserializeGuard<SriovNetworkNodeState> {
         let object = json!({
             "apiVersion": "sriovnetwork.openshift.io/v1", "kind": "SriovNetworkNodeState", "metadata": { "name": "n" }, "spec": spec, "status": status,
         });
@@ -93,12 +93,12 @@ mod tests {
     #[test]
     fn a_new_pf_list_matters_and_the_rest_of_a_status_does_not() {
         let pf = |mtu: u32, name: &str| json!({ "interfaces": [{ "pciAddress": "0000:01:00.0", "name": name, "mtu": mtu }] });
-        let old = state(json!({}), pf(1500, "eth0"));
-        assert!(!matters(&old, &state(json!({}), pf(9000, "eth0"))));
-        assert!(matters(&old, &state(json!({}), pf(1500, "eth1"))));
-        assert!(matters(&state(json!({}), json!({})), &old), "the first report");
-        assert!(matters(&state(json!({}), json!({})), &state(json!({}), json!({ "syncStatus": "Succeeded" }))), "a first report without PFs");
-        assert!(matters(&old, &state(json!({ "policyRevision": "x" }), pf(1500, "eth0"))), "an edited spec");
+        let old = state(&json!({}), &pf(1500, "eth0"));
+        assert!(!matters(&old, &state(&json!({}), &pf(9000, "eth0"))));
+        assert!(matters(&old, &state(&json!({}), &pf(1500, "eth1"))));
+        assert!(matters(&state(&json!({}), &json!({})), &old), "the first report");
+        assert!(matters(&state(&json!({}), &json!({})), &state(&json!({}), &json!({ "syncStatus": "Succeeded" }))), "a first report without PFs");
+        assert!(matters(&old, &state(&json!({ "policyRevision": "x" }), &pf(1500, "eth0"))), "an edited spec");
     }
 
     #[test]
@@ -128,7 +128,7 @@ mod tests {
         let (old, new) = (policy("1"), policy("2"));
         assert_eq!(nodes_of_policy(&Change { old: Some(&old), new: Some(&new) }, &nodes, &[]), ["a", "b"]);
         let user = json!({ "interfaces": [{ "pciAddress": "0000:01:00.0", "vfGroups": [{ "policyName": "p" }] }] });
-        let states = [Arc::new(state(user, json!({})))];
+        let states = [Arc::new(state(&user, &json!({})))];
         assert_eq!(nodes_of_policy(&Change { old: Some(&old), new: None }, &nodes, &states), ["a", "n"]);
     }
 }

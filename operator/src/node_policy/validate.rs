@@ -142,25 +142,25 @@ mod tests {
 
     use super::*;
 
-    fn malformed(change: serde_json::Value) -> String {
+    fn malformed(change: &serde_json::Value) -> String {
         let mut spec = json!({ "resourceName": "nics", "nodeSelector": {}, "nicSelector": { "pfNames": ["eth0"] }, "numVfs": 4 });
         spec.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
         let object =
             json!({ "apiVersion": "sriovnetwork.openshift.io/v1", "kind": "SriovNetworkNodePolicy", "metadata": { "name": "p" }, "spec": spec });
         let guard: DeserializeGuard<SriovNetworkNodePolicy> = serde_json::from_value(object).unwrap();
-        policy(&guard).map(|_| "fine".to_owned()).unwrap_or_else(|e| e.to_string())
+        policy(&guard).map_or_else(|e| e.to_string(), |_| "fine".to_owned())
     }
 
     #[test]
     fn a_malformed_policy_says_what_was_given_and_what_is_allowed() {
-        assert_eq!(malformed(json!({})), "fine");
-        assert!(malformed(json!({ "resourceName": "" })).contains("1 to 63"));
-        assert!(malformed(json!({ "resourceName": "-nics" })).contains(r#""-nics""#));
-        assert!(malformed(json!({ "numVfs": 70000 })).contains("numVfs 70000 must be from 0 to 65535"));
-        assert!(malformed(json!({ "nicSelector": { "pfNames": ["eth0#3-1"] } })).contains("empty VF range 3-1"));
-        assert!(malformed(json!({ "nicSelector": { "pfNames": ["eth0#0-4"] } })).contains("eth0#0-4 needs at least 5 VFs, but numVfs is 4"));
-        assert!(malformed(json!({ "isRdma": true, "deviceType": "vfio-pci" })).contains("exclude each other"));
-        assert!(malformed(json!({ "numVfs": "four" })).contains("could not be read"));
+        assert_eq!(malformed(&json!({})), "fine");
+        assert!(malformed(&json!({ "resourceName": "" })).contains("1 to 63"));
+        assert!(malformed(&json!({ "resourceName": "-nics" })).contains(r#""-nics""#));
+        assert!(malformed(&json!({ "numVfs": 70000 })).contains("numVfs 70000 must be from 0 to 65535"));
+        assert!(malformed(&json!({ "nicSelector": { "pfNames": ["eth0#3-1"] } })).contains("empty VF range 3-1"));
+        assert!(malformed(&json!({ "nicSelector": { "pfNames": ["eth0#0-4"] } })).contains("eth0#0-4 needs at least 5 VFs, but numVfs is 4"));
+        assert!(malformed(&json!({ "isRdma": true, "deviceType": "vfio-pci" })).contains("exclude each other"));
+        assert!(malformed(&json!({ "numVfs": "four" })).contains("could not be read"));
     }
 
     #[test]
