@@ -260,6 +260,11 @@ impl Operator {
         Ok(())
     }
 
+    /// Adds the end of its log to an error.
+    pub fn explain<T>(&self, result: Result<T>) -> Result<T> {
+        result.with_context(|| format!("the end of the operator's log:\n{}", last_lines(&self.server.log, 20)))
+    }
+
     /// Asks it to end and waits for it.
     pub async fn stop(mut self) -> Result<()> {
         let pid = i32::try_from(self.server.child.id()).ok().and_then(Pid::from_raw).context("no process id")?;

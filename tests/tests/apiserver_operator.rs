@@ -138,11 +138,11 @@ async fn node_states_follow_labels_reports_and_policies() -> Result<()> {
         cluster.create_node(node).await?;
     }
     let operator = working_operator(&server, "first", &[]).await?;
-    labels_decide(&cluster).await?;
-    policies_merge(&cluster).await?;
-    a_malformed_policy_stops_nobody(&cluster).await?;
-    edits_are_undone_and_deleted_policies_leave(&cluster).await?;
-    a_node_that_left_is_kept_for_a_while(&cluster).await?;
+    operator.explain(labels_decide(&cluster).await)?;
+    operator.explain(policies_merge(&cluster).await)?;
+    operator.explain(a_malformed_policy_stops_nobody(&cluster).await)?;
+    operator.explain(edits_are_undone_and_deleted_policies_leave(&cluster).await)?;
+    operator.explain(a_node_that_left_is_kept_for_a_while(&cluster).await)?;
     operator.check_rights()?;
     operator.stop().await?;
 
@@ -348,9 +348,9 @@ async fn network_attachment_definitions_follow_networks() -> Result<()> {
     let operator = working_operator(&server, "operator", &[]).await?;
     let networks = Networks { server, admin };
     networks.namespace("apps").await?;
-    a_nad_is_rendered_and_kept_right(&networks).await?;
-    a_foreign_nad_is_left_alone(&networks).await?;
-    a_nad_follows_its_namespace(&networks).await?;
+    operator.explain(a_nad_is_rendered_and_kept_right(&networks).await)?;
+    operator.explain(a_foreign_nad_is_left_alone(&networks).await)?;
+    operator.explain(a_nad_follows_its_namespace(&networks).await)?;
     operator.check_rights()?;
     drop(networks.server);
     Ok(())
