@@ -151,7 +151,9 @@ fn detach() -> Result<ExitCode> {
     let until = Instant::now() + UP_LIMIT;
     loop {
         if let Some(status) = child.try_wait()? {
-            bail!("the lab did not come up ({status}):\n{}", process::last_lines(&log, 30));
+            let said = process::last_lines(&log, 30);
+            fs::remove_file(&log)?;
+            bail!("the lab did not come up ({status}):\n{said}");
         }
         let lab = Attached::all()?.into_iter().find(|lab| lab.owner.pid == child.id());
         if let Some(state) = lab.and_then(|lab| lab.state) {
