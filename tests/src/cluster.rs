@@ -27,7 +27,7 @@ pub mod objects;
 use objects::{CAPABLE_LABEL, OPERATOR_NAMESPACE, RESOURCE_PREFIX};
 
 /// How long things may take in a guest without hardware virtualisation, on a machine with other work.
-pub const PATIENCE: Duration = Duration::from_secs(180);
+pub const PATIENCE: Duration = Duration::from_mins(3);
 
 /// A lab whose cluster the product is, or will be, installed on.
 #[derive(Debug)]

@@ -34,13 +34,12 @@ pub const USERSPACE_VF: &str = "0000:01:10.2";
 
 /// The folder of the reference CNI plugins: `CNI_PLUGINS_DIR`, else those of the lab.
 pub fn plugins() -> Result<PathBuf> {
-    let folder = match std::env::var_os("CNI_PLUGINS_DIR") {
-        Some(folder) => PathBuf::from(folder),
-        None => {
-            let plugins = Artifacts::load()?.cni_plugins;
-            let host_local = plugins.get("host-local").context("artifacts.json lists no CNI plugin host-local")?;
-            host_local.parent().context("host-local has no folder")?.to_owned()
-        }
+    let folder = if let Some(folder) = std::env::var_os("CNI_PLUGINS_DIR") {
+        PathBuf::from(folder)
+    } else {
+        let plugins = Artifacts::load()?.cni_plugins;
+        let host_local = plugins.get("host-local").context("artifacts.json lists no CNI plugin host-local")?;
+        host_local.parent().context("host-local has no folder")?.to_owned()
     };
     for plugin in ["host-local", "static"] {
         ensure!(folder.join(plugin).is_file(), "the CNI plugin {plugin} is not in {}", folder.display());

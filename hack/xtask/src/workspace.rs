@@ -43,10 +43,12 @@ impl Workspace {
         let mut command = Command::new(program);
         command.current_dir(&self.root).args(arguments);
         // `cargo run` describes *this* package to us; a nested cargo must not take that for its own.
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CARGO_PKG_")) {
+        // Build scripts watch some of it, so half of the dependencies would be compiled again.
+        for (name, _) in
+            std::env::vars_os().filter(|(name, _)| ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix)))
+        {
             command.env_remove(name);
         }
-        command.env_remove("CARGO_MANIFEST_DIR").env_remove("CARGO_MANIFEST_PATH");
         command
     }
 

@@ -66,14 +66,15 @@ pub fn workspace() -> &'static Path {
 
 fn cargo(arguments: &[&str]) -> Result<String> {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(program)
-        .args(arguments)
-        .current_dir(workspace())
-        // Set by the cargo that runs the tests, and wrong for the one started here.
-        .env_remove("CARGO_MANIFEST_DIR")
-        .stderr(Stdio::inherit())
-        .output()
-        .context("run cargo")?;
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(workspace()).stderr(Stdio::inherit());
+    // Set by the cargo that runs the tests. Build scripts watch them, so the one started here would compile half of the dependencies again.
+    for (name, _) in
+        std::env::vars_os().filter(|(name, _)| ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix)))
+    {
+        command.env_remove(name);
+    }
+    let output = command.output().context("run cargo")?;
     ensure!(output.status.success(), "cargo {}: {}", arguments.join(" "), output.status);
     Ok(String::from_utf8(output.stdout)?)
 }

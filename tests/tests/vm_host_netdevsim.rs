@@ -1,0 +1,93 @@
+//! I/O, tier 2: the VF attributes that the emulated igb does not take (802.1ad, guaranteed rate, link state), on the kernel's simulated device. It has no
+//! PCI functions, so this proves the netlink side alone.
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use sriov_host::mac::MacAddr;
+use sriov_host::rate::Mbps;
+use sriov_host::vf::{VfAttributes, VfIndex, VfLinkState, VfSetting, VfVlan};
+use sriov_host::vlan::{VlanId, VlanProto, VlanQos};
+use sriov_tests::cluster::same;
+use sriov_tests::lab::Lab;
+use sriov_tests::lab::guest::Guest;
+use sriov_tests::lab::topology::{Node, Topology};
+
+sriov_tests::lab_tests! {
+    Topology::guests([Node::new(1)]);
+    all_attributes_go_in_one_message_and_read_back,
+    a_setting_of_one_vf_leaves_the_others_alone,
+    a_vf_that_is_not_there_is_refused_with_the_kernels_words,
+}
+
+const PROGRAM: &str = "/usr/local/bin/vf-attributes";
+const DEVICE: &str = "/sys/bus/netdevsim/devices/netdevsim10";
+
+/// The simulated PF's netdev, made with two VFs on the first call.
+fn pf(lab: &Lab) -> Result<(&Guest, String)> {
+    let guest = lab.guest(1)?;
+    if guest.run(&["ls", DEVICE]).is_err() {
+        lab.install(guest, "vf-attributes", PROGRAM)?;
+        guest.run(&["modprobe", "netdevsim"])?;
+        guest.write_attribute("/sys/bus/netdevsim/new_device", "10 1")?;
+        guest.write_attribute(&format!("{DEVICE}/sriov_numvfs"), "2")?;
+    }
+    let name = guest.run(&["ls", &format!("{DEVICE}/net")])?.trim().to_owned();
+    Ok((guest, name))
+}
+
+fn set(guest: &Guest, pf: &str, index: u16, settings: &[VfSetting]) -> Result<Vec<VfAttributes>> {
+    let text = guest.run(&[PROGRAM, pf, &index.to_string(), &serde_json::to_string(settings)?])?;
+    serde_json::from_str(&text).context("read the attributes")
+}
+
+/// What `ip` shows of a VF.
+fn shown(guest: &Guest, pf: &str, index: usize) -> Result<Value> {
+    let links: Value = serde_json::from_str(&guest.run(&["ip", "-j", "-d", "link", "show", "dev", pf])?)?;
+    Ok(links[0]["vfinfo_list"][index].clone())
+}
+
+fn all_attributes_go_in_one_message_and_read_back(lab: &mut Lab) -> Result<()> {
+    let (guest, pf) = pf(lab)?;
+    let mac = MacAddr([0x02, 0, 0, 0, 0, 0x2a]);
+    let vlan = VfVlan { id: VlanId::try_from(100)?, qos: VlanQos::try_from(3)?, proto: VlanProto::Dot1ad };
+    let settings = [
+        VfSetting::Mac(mac),
+        VfSetting::Vlan(vlan),
+        VfSetting::Rate { min: Mbps(50), max: Mbps(200) },
+        VfSetting::SpoofCheck(true),
+        VfSetting::LinkState(VfLinkState::Enable),
+        VfSetting::Trust(true),
+    ];
+    let found = set(guest, &pf, 1, &settings)?.into_iter().find(|vf| vf.index == VfIndex(1)).context("VF 1 is not reported")?;
+    let expected = VfAttributes {
+        index: VfIndex(1),
+        mac,
+        vlan,
+        min_tx_rate: Mbps(50),
+        max_tx_rate: Mbps(200),
+        spoof_check: Some(true),
+        trust: Some(true),
+        link_state: Some(VfLinkState::Enable),
+    };
+    same("attributes", &found, &expected)?;
+    // Another program's reading of the same.
+    let shown = shown(guest, &pf, 1)?;
+    same("VLAN by ip", &shown["vlan_list"][0], &json!({"vlan": 100, "qos": 3, "protocol": "802.1ad"}))?;
+    same("link state by ip", &shown["link_state"], &json!("enable"))?;
+    same("rates by ip", &(shown["rate"]["min_tx"].clone(), shown["rate"]["max_tx"].clone()), &(json!(50), json!(200)))
+}
+
+fn a_setting_of_one_vf_leaves_the_others_alone(lab: &mut Lab) -> Result<()> {
+    let (guest, pf) = pf(lab)?;
+    let before = shown(guest, &pf, 1)?;
+    let after = set(guest, &pf, 0, &[VfSetting::LinkState(VfLinkState::Disable)])?;
+    same("link state of VF 0", &after[0].link_state, &Some(VfLinkState::Disable))?;
+    same("VF 1", &shown(guest, &pf, 1)?, &before)
+}
+
+fn a_vf_that_is_not_there_is_refused_with_the_kernels_words(lab: &mut Lab) -> Result<()> {
+    let (guest, pf) = pf(lab)?;
+    let outcome = guest.command(&[PROGRAM, &pf, "7", "[{\"Trust\":true}]"]).outcome()?;
+    same("it succeeds", &outcome.success(), &false)?;
+    same("the kernel's error is told", &outcome.errors().contains("Invalid argument"), &true)
+}
