@@ -1,5 +1,6 @@
 //! I/O: the stand-in for Multus against the contract in `sriov_tests::multus`: its verbs over plugins that are small scripts writing down what they
 //! get, its question to a kubelet that is a socket, and the program itself as a runtime calls it. No cluster and no network namespace.
+#![expect(clippy::unwrap_used, reason = "what the fixture cannot set up fails the test")]
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use sriov_cni::conf::NetConf;
 use sriov_cni::journal::{Applied, Journal, Original, Owner, Phase, VERSION};
@@ -18,20 +19,18 @@ use sriov_config_daemon::pools::pools;
 use sriov_config_daemon::store::Store;
 use sriov_host::pci::PciAddress;
 use sriov_host::vf::VfIndex;
+use sriov_tests::lab::artifacts::workspace;
 
-fn workspace() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
-}
-
-fn yaml<T: serde::de::DeserializeOwned>(path: &Path) -> T {
-    serde_saphyr::from_str(&fs::read_to_string(path).unwrap()).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+fn yaml<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    serde_saphyr::from_str(&text).with_context(|| format!("read {}", path.display()))
 }
 
 #[test]
 fn the_device_plugin_reads_what_the_daemon_writes() {
     let case = workspace().join("config-daemon/testdata/plan/already_right");
-    let desired = Desired::read(&yaml(&case.join("desired.yaml")));
-    let observed: Observed = yaml(&case.join("observed.yaml"));
+    let desired = Desired::read(&yaml(&case.join("desired.yaml")).unwrap());
+    let observed: Observed = yaml(&case.join("observed.yaml")).unwrap();
     let written = pools(&desired, &observed, &plan(&desired, &observed));
     assert_eq!(written.vfs().len(), 2, "the case has two VFs that are ready");
     let read = sriov_device_plugin::config::parse("config.json", &written.to_json().unwrap(), "example.com").unwrap();
@@ -41,13 +40,13 @@ fn the_device_plugin_reads_what_the_daemon_writes() {
 }
 
 /// The configuration of every NAD of type `sriov` that the operator's golden cases hold; of a list, its first plugin.
-fn sriov_nads() -> BTreeMap<PathBuf, Value> {
+fn sriov_nads() -> Result<BTreeMap<PathBuf, Value>> {
     let mut found = BTreeMap::new();
-    for entry in fs::read_dir(workspace().join("operator/testdata/network")).unwrap() {
-        let path = entry.unwrap().path().join("expected.yaml");
-        let expected: Value = yaml(&path);
+    for entry in fs::read_dir(workspace().join("operator/testdata/network"))? {
+        let path = entry?.path().join("expected.yaml");
+        let expected: Value = yaml(&path)?;
         let Some(text) = expected["nad"]["spec"]["config"].as_str() else { continue };
-        let conf: Value = serde_json::from_str(text).unwrap();
+        let conf: Value = serde_json::from_str(text)?;
         let mut plugin = conf.get("plugins").and_then(|all| all.get(0)).unwrap_or(&conf).clone();
         // As libcni does for each plugin of a list.
         plugin["name"] = conf["name"].clone();
@@ -56,12 +55,12 @@ fn sriov_nads() -> BTreeMap<PathBuf, Value> {
             found.insert(path, plugin);
         }
     }
-    found
+    Ok(found)
 }
 
 #[test]
 fn the_cni_reads_the_nads_that_the_operator_writes() {
-    let nads = sriov_nads();
+    let nads = sriov_nads().unwrap();
     assert!(nads.len() >= 5, "only {} golden NADs are of type sriov", nads.len());
     for (path, mut plugin) in nads {
         // As Multus does for a NAD with a resource.

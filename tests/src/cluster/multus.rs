@@ -7,13 +7,13 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
 use super::Cluster;
 use crate::lab::artifacts::product;
 use crate::lab::topology::HOST_ADDRESS;
-use crate::multus::shipping::{Content, InCluster, LAB_MULTUS_DIR, Setup, shipment, variants};
+use crate::multus::shipping::{Content, InCluster, LAB_MULTUS_DIR, Setup, Variant, shipment, variants};
 
 const ACCOUNT: &str = r"
 apiVersion: v1
@@ -38,13 +38,28 @@ subjects: [{kind: ServiceAccount, name: multus, namespace: kube-system}]
 
 const KUBECONFIG: &str = "/etc/cni/multus/multus.kubeconfig";
 
-/// Installs the first variant that there is: the stand-in, or what the folder in `LAB_MULTUS_DIR` holds.
+/// Says which kind of real Multus is meant, `thin` or `thick`, where the folder holds both.
+const VARIANT_VARIABLE: &str = "LAB_MULTUS_VARIANT";
+
+/// The variant that was asked for, or the first that there is.
+fn choose(there: &[Variant], asked: Option<&str>) -> Result<Variant> {
+    let wanted = match asked {
+        None => return there.first().copied().context("no variant of Multus"),
+        Some("thin") => Variant::Thin,
+        Some("thick") => Variant::Thick,
+        Some(other) => bail!("{VARIANT_VARIABLE}={other}: allowed are thin and thick"),
+    };
+    ensure!(there.contains(&wanted), "{VARIANT_VARIABLE} asks for {wanted:?} Multus; there is {there:?}: see {LAB_MULTUS_DIR}");
+    Ok(wanted)
+}
+
+/// Installs the stand-in, or what the folder in `LAB_MULTUS_DIR` holds.
 pub(super) fn install(cluster: &Cluster<'_>) -> Result<()> {
     cluster.apply(ACCOUNT)?;
     let token = cluster.kubectl(&["-n", "kube-system", "create", "token", "multus", "--duration=24h"])?.trim().to_owned();
     let authority = cluster.kubectl(&["-n", "default", "get", "configmap", "kube-root-ca.crt", "-o", "jsonpath={.data.ca\\.crt}"])?;
     let real = std::env::var_os(LAB_MULTUS_DIR).map(PathBuf::from);
-    let variant = variants(real.as_deref())?.into_iter().next().context("no variant of Multus")?;
+    let variant = choose(&variants(real.as_deref())?, std::env::var(VARIANT_VARIABLE).ok().as_deref())?;
     let stand_in = product("multus-standin")?;
     let setup = Setup {
         kubeconfig: KUBECONFIG.to_owned(),
@@ -79,4 +94,18 @@ fn kubeconfig(token: &str) -> String {
         "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "multus"}}],
     })
     .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variant_that_is_asked_for_is_never_replaced_by_another() {
+        let both = [Variant::Thin, Variant::Thick];
+        assert_eq!(choose(&both, None).unwrap(), Variant::Thin);
+        assert_eq!(choose(&both, Some("thick")).unwrap(), Variant::Thick);
+        assert!(choose(&[Variant::StandIn], Some("thin")).is_err());
+        assert!(choose(&both, Some("fat")).unwrap_err().to_string().contains("thin and thick"));
+    }
 }

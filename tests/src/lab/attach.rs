@@ -43,16 +43,24 @@ impl State {
 
     /// How a person gets in.
     pub fn how_to_enter(&self) -> String {
+        let lab = lab_program();
         let mut lines = vec![format!("  nsenter --net --target {} bash      # the lab's network, on this machine", self.holder)];
         for node in &self.topology.nodes {
-            lines.push(format!("  lab exec {} -- ip -d link      # a command in a guest", node.name()));
+            lines.push(format!("  {lab} exec {} -- ip -d link      # a command in a guest", node.name()));
         }
         if self.kubectl.is_some() {
-            lines.push("  lab kubectl get nodes".to_owned());
+            lines.push(format!("  {lab} kubectl -- get nodes"));
         }
         lines.push(format!("  consoles and logs: {}", self.folder.display()));
         lines.join("\n")
     }
+}
+
+/// How a person starts the lab's command line tool: the one that was built with this program.
+fn lab_program() -> String {
+    let built =
+        std::env::current_exe().ok().and_then(|own| own.ancestors().skip(1).take(2).map(|folder| folder.join("lab")).find(|lab| lab.is_file()));
+    built.map_or_else(|| "cargo run --quiet --bin lab --".to_owned(), |lab| lab.display().to_string())
 }
 
 /// A lab that another process runs.
