@@ -114,12 +114,23 @@ fn a_second_apply_finds_nothing_to_do(lab: &mut Lab) -> Result<()> {
     let daemon = ConfigDaemon::installed(guest);
     let wish = [Wish::vfs(nic, 2).group("0-1", "netdevice").mtu(4000)];
     apply(&daemon, &wish)?;
-    let before = links(guest)?;
+    let before = without_carrier(links(guest)?);
     assert_eq!(daemon.plan(&wish)?, "nothing to do\n");
     let outcome = daemon.apply(&wish)?;
     ensure!(outcome.text().starts_with("0 of 0 steps done"), "{outcome}");
-    assert_eq!(links(guest)?, before);
+    assert_eq!(without_carrier(links(guest)?), before);
     Ok(())
+}
+
+/// Links without what changes by itself for a while after a PF was set up: its carrier.
+fn without_carrier(mut links: Vec<Value>) -> Vec<Value> {
+    for link in links.iter_mut().filter_map(Value::as_object_mut) {
+        link.remove("operstate");
+        if let Some(flags) = link.get_mut("flags").and_then(Value::as_array_mut) {
+            flags.retain(|flag| flag != "LOWER_UP" && flag != "NO-CARRIER");
+        }
+    }
+    links
 }
 
 fn reset_gives_the_pf_back_as_it_was(lab: &mut Lab) -> Result<()> {
