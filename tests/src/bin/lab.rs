@@ -77,7 +77,7 @@ struct Up {
     #[arg(long, default_value_t = 1280)]
     memory: u32,
     /// Virtual processors of a guest.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 1)]
     processors: u8,
     /// Added to the guests' kernel command line; may be given more than once.
     #[arg(long, value_name = "ARGUMENT")]

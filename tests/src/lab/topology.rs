@@ -40,7 +40,8 @@ pub struct Node {
     pub iommu: bool,
     /// Memory in MiB.
     pub memory_mib: u32,
-    /// Virtual processors.
+    /// Virtual processors. One is as fast as two where two guests share two real ones, and the emulation of several was seen to lose interrupts: both
+    /// processors idle, the timer's vector in service for ever and everything below it pending.
     pub processors: u8,
     /// Appended to the kernel command line.
     pub kernel_arguments: Vec<String>,
@@ -49,7 +50,7 @@ pub struct Node {
 impl Node {
     /// A guest with two PFs and an IOMMU.
     pub fn new(number: u8) -> Self {
-        Self { number, pfs: 2, iommu: true, memory_mib: 1280, processors: 2, kernel_arguments: Vec::new() }
+        Self { number, pfs: 2, iommu: true, memory_mib: 1280, processors: 1, kernel_arguments: Vec::new() }
     }
 
     /// The same without an IOMMU: `vfio-pci` cannot work there.

@@ -45,7 +45,7 @@ impl VmSpec {
 
     fn machine(&self) -> Vec<String> {
         let node = &self.node;
-        let mut words = strings(&["-name", &node.name(), "-accel", "tcg,thread=multi", "-cpu", "qemu64"]);
+        let mut words = strings(&["-name", &node.name(), "-accel", "tcg,thread=single", "-cpu", "qemu64"]);
         words.extend(strings(&["-M", "q35,kernel-irqchip=split"]));
         words.extend(strings(&["-m", &node.memory_mib.to_string(), "-smp", &node.processors.to_string()]));
         words.extend(strings(&["-display", "none", "-vga", "none", "-device", "virtio-rng-pci"]));
