@@ -15,7 +15,7 @@ use std::time::Instant;
 use anyhow::Result;
 
 use crate::lab::topology::Topology;
-use crate::lab::{Lab, check_host, diagnostics};
+use crate::lab::{EmulatorFault, Lab, check_host, diagnostics};
 
 /// One test: its name and what it does with the lab.
 pub type Test = (&'static str, fn(&mut Lab) -> Result<()>);
@@ -89,26 +89,51 @@ pub fn main(topology: fn() -> Topology, tests: &[Test]) -> ExitCode {
     }
     let started = Instant::now();
     println!("\nrunning {} tests", chosen.len());
-    let failed = if chosen.is_empty() { Vec::new() } else { boot_and_run(topology(), &chosen) };
+    let failed = if chosen.is_empty() { Vec::new() } else { boot_and_run(topology, &chosen) };
     report(&failed, chosen.len(), tests.len(), started)
 }
 
-fn boot_and_run(topology: Topology, chosen: &[&Test]) -> Vec<&'static str> {
+/// Runs the tests on one lab, and once more on a new one if the emulation of a guest broke down on the way: that says nothing about what was tested, and
+/// a second time is a failure like any other.
+fn boot_and_run(topology: fn() -> Topology, chosen: &[&Test]) -> Vec<&'static str> {
+    match attempt(topology(), chosen) {
+        Ok(failed) => failed,
+        Err(fault) => {
+            println!("---- {fault}; all tests of this file run again on a new lab, once");
+            attempt(topology(), chosen).unwrap_or_else(|fault| {
+                println!("---- {fault}");
+                chosen.iter().map(|(name, _)| *name).collect()
+            })
+        }
+    }
+}
+
+/// The tests that failed, or the fault of the emulation that ended the attempt.
+fn attempt(topology: Topology, chosen: &[&Test]) -> Result<Vec<&'static str>, EmulatorFault> {
     let mut lab = match check_host().and_then(|()| Lab::boot(topology)) {
         Ok(lab) => lab,
         Err(error) => {
             eprintln!("Error: {error:#}");
+            if let Some(fault) = error.downcast_ref::<EmulatorFault>() {
+                return Err(fault.clone());
+            }
             for (name, _) in chosen {
                 println!("test {name} ... FAILED (no lab)");
             }
-            return chosen.iter().map(|(name, _)| *name).collect();
+            return Ok(chosen.iter().map(|(name, _)| *name).collect());
         }
     };
     println!("lab booted in {:.1} s", lab.age().as_secs_f64());
     let mut failed = Vec::new();
     for (name, test) in chosen {
         if !run_one(&mut lab, name, *test) {
+            if let Some(fault) = lab.emulator_fault() {
+                return Err(fault);
+            }
             failed.push(*name);
+            if let Err(error) = lab.recover() {
+                println!("---- the lab did not recover: {error:#}");
+            }
         }
     }
     if std::env::var_os(KEEP_VARIABLE).is_some_and(|value| value != "0") {
@@ -117,7 +142,7 @@ fn boot_and_run(topology: Topology, chosen: &[&Test]) -> Vec<&'static str> {
             std::thread::park();
         }
     }
-    failed
+    Ok(failed)
 }
 
 fn run_one(lab: &mut Lab, name: &str, test: fn(&mut Lab) -> Result<()>) -> bool {
@@ -134,9 +159,6 @@ fn run_one(lab: &mut Lab, name: &str, test: fn(&mut Lab) -> Result<()>) -> bool 
     };
     println!("test {name} ... FAILED ({seconds:.1}s)\n---- {name} ----\n{reason}");
     println!("---- see {}", diagnostics::collect(lab, name).display());
-    if let Err(error) = lab.recover() {
-        println!("---- the lab did not recover: {error:#}");
-    }
     false
 }
 

@@ -26,6 +26,7 @@ pub mod topology;
 pub mod vm;
 pub mod wire;
 
+use std::fmt;
 use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -54,6 +55,21 @@ const BOOT_LIMIT: Duration = Duration::from_mins(5);
 /// Size of a node's disk; the file is sparse.
 const STATE_DISK_BYTES: u64 = 4 << 30;
 
+/// The emulation of a guest lost the acknowledgement of an interrupt ([`Monitor::lost_acknowledgement`]); what ran on this lab proves nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EmulatorFault {
+    /// Whose.
+    pub guest: String,
+    /// The interrupt vectors that stay in service.
+    pub vectors: String,
+}
+
+impl fmt::Display for EmulatorFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the emulation of {} lost an interrupt's acknowledgement: a processor sleeps with vector {} in service", self.guest, self.vectors)
+    }
+}
+
 /// A lab that runs. Fields end in this order.
 #[derive(Debug)]
 pub struct Lab {
@@ -76,8 +92,13 @@ impl Lab {
         match lab.bring_up() {
             Ok(()) => Ok(lab),
             Err(error) => {
+                let fault = lab.emulator_fault();
                 let folder = diagnostics::collect(&lab, "boot");
-                Err(error.context(format!("the lab did not come up; see {}", folder.display())))
+                let error = error.context(format!("the lab did not come up; see {}", folder.display()));
+                Err(match fault {
+                    Some(fault) => error.context(fault),
+                    None => error,
+                })
             }
         }
     }
@@ -269,6 +290,14 @@ impl Lab {
     /// Captures frames on the wire between the PFs.
     pub fn capture(&self, filter: &str) -> Result<Capture> {
         Capture::start(&self.processes, WIRE_BRIDGE, filter)
+    }
+
+    /// A guest that will never answer again because of the emulation, and how that is known.
+    pub fn emulator_fault(&self) -> Option<EmulatorFault> {
+        self.guests.iter().find_map(|guest| {
+            let vectors = (0..guest.node().processors).find_map(|processor| guest.monitor().lost_acknowledgement(processor).ok().flatten())?;
+            Some(EmulatorFault { guest: guest.name(), vectors })
+        })
     }
 
     /// Restarts every guest that does not answer, so that one test's hung kernel does not fail the next.
