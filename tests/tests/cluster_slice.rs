@@ -11,6 +11,7 @@ use serde_json::Value;
 use sriov_tests::cluster::objects::{OPERATOR_NAMESPACE, Policy, host_local, network, pod};
 use sriov_tests::cluster::{Cluster, PATIENCE, VfSnapshot, condition, pf, same};
 use sriov_tests::lab::Lab;
+use sriov_tests::lab::guest::Guest;
 use sriov_tests::lab::topology::{Node, Topology};
 
 sriov_tests::lab_tests! {
@@ -197,20 +198,41 @@ fn a_pod_killed_while_the_runtime_is_stopped_gives_its_vf_back(lab: &mut Lab) ->
     let journal: Value = serde_json::from_slice(&guest.read(&format!("/var/lib/cni/sriov/v1/{device}.json"))?)?;
     let namespace = journal["owner"]["netnsPath"].as_str().context("the journal names no namespace")?.to_owned();
     // The runtime stands still, then the pod and its namespace die without any DEL.
-    guest.sh("kill -STOP $(pidof containerd)")?;
+    let stopped = StoppedRuntime::stop(guest)?;
     cluster.kubectl(&["delete", "pod", "a", "--wait=false"])?;
-    guest.sh(&format!(
-        "for p in $(ip netns pids {0}); do kill -9 $p; done; umount {1}; rm -f {1}",
-        namespace.rsplit('/').next().unwrap_or_default(),
-        namespace
-    ))?;
+    // The first process that dies may take others of the list along; that none is left is what counts.
+    let name = namespace.rsplit('/').next().unwrap_or_default();
+    guest.sh(&format!("for p in $(ip netns pids {name}); do kill -9 $p 2>/dev/null || true; done"))?;
+    guest.poll(Instant::now() + PATIENCE, "no process is in the pod's namespace", || {
+        Ok(guest.run(&["ip", "netns", "pids", name])?.trim().is_empty().then_some(()))
+    })?;
+    guest.sh(&format!("umount {namespace}; rm -f {namespace}"))?;
     let driver = format!("/sys/bus/pci/devices/{device}/net");
     guest.poll(Instant::now() + PATIENCE, "the kernel gives the VF back to the host", || {
         Ok((!guest.run(&["ls", &driver])?.trim().is_empty()).then_some(()))
     })?;
-    guest.sh("kill -9 $(pidof containerd)")?;
+    drop(stopped);
     cluster.wait("pod a is gone", PATIENCE, || Ok(cluster.get::<Value>("default", "pod", "a")?.is_none().then_some(())))?;
     cluster.wait_vf(1, "enp1s0", index, &before[index])
+}
+
+/// containerd of a guest, standing still until this is dropped: a test that fails in between must not take the tests after it along.
+struct StoppedRuntime<'a>(&'a Guest);
+
+impl<'a> StoppedRuntime<'a> {
+    fn stop(guest: &'a Guest) -> Result<Self> {
+        guest.sh("kill -STOP $(pidof containerd)")?;
+        Ok(Self(guest))
+    }
+}
+
+impl Drop for StoppedRuntime<'_> {
+    fn drop(&mut self) {
+        // The node's init starts it anew; that it came back shows in the next pod.
+        if let Err(error) = self.0.sh("kill -9 $(pidof containerd)") {
+            eprintln!("containerd could not be started again: {error:#}");
+        }
+    }
 }
 
 fn settings_of_the_network_reach_the_vf_and_leave_with_the_pod(lab: &mut Lab) -> Result<()> {
