@@ -74,8 +74,8 @@ impl VmSpec {
     pub fn command_line(&self) -> String {
         let node = &self.node;
         let mut words = strings(&["console=ttyS0", "quiet", "mitigations=off", "nowatchdog"]);
-        // Emulation beside other work now and then loses a timer interrupt or delivers it late. The next tick of a periodic timer makes good for it; a
-        // processor that waits for one shot sleeps on, and a kernel that checks the timer while it boots gives up.
+        // Emulation delivers timer interrupts late when the machine is busy. A kernel that checks its timer at boot may give up then, and a periodic tick
+        // makes good for a one-shot timer that fired late. Kept because the runs that are known good had it; not proven needed one by one.
         words.extend(strings(&["no_timer_check", "nohz=off", "highres=off"]));
         words.extend(strings(if node.iommu { &["intel_iommu=on", "iommu=pt"] } else { &["intel_iommu=off"] }));
         words.extend([format!("lab.n={}", node.number), "lab.net=10.10.0".to_owned(), format!("lab.tier={}", self.tier.number())]);
