@@ -21,6 +21,22 @@ pub const KEEP_STATE_UNTIL: &str = "sriovnetwork.openshift.io/keep-state-until";
 pub const DESIRED_STATE: &str = "sriovnetwork.openshift.io/desired-state";
 /// On a node state: what the drain controller did: `Idle`, `Draining`, `DrainComplete`.
 pub const CURRENT_STATE: &str = "sriovnetwork.openshift.io/current-state";
+/// On a node state: `true` when somebody else than our drain controller answers the daemon.
+pub const USE_EXTERNAL_DRAINER: &str = "sriovnetwork.openshift.io/use-external-drainer";
+/// On a Node: the value of [`DESIRED_STATE`], for programs that watch nodes. Ours: the operator copies it there, because the daemon has no right to
+/// change nodes (in the Go operator the daemon writes both).
+pub const NODE_DRAIN_STATE: &str = "sriovnetwork.openshift.io/state";
+/// Value of [`DESIRED_STATE`] and [`CURRENT_STATE`]: nothing is asked, nothing was done.
+pub const IDLE: &str = "Idle";
+/// Value of [`DESIRED_STATE`]: pods that use VFs must leave the node.
+pub const DRAIN_REQUIRED: &str = "Drain_Required";
+/// Value of [`DESIRED_STATE`]: all pods must leave the node, it is going to be rebooted.
+pub const REBOOT_REQUIRED: &str = "Reboot_Required";
+/// Value of [`CURRENT_STATE`]: the node is cordoned, pods are being evicted.
+pub const DRAINING: &str = "Draining";
+/// Value of [`CURRENT_STATE`]: the pods are gone; the daemon may go on.
+pub const DRAIN_COMPLETE: &str = "DrainComplete";
+
 /// On a NAD: `Kind.group/namespace/name` of the network object that it was rendered from.
 pub const NAD_OWNER_REF: &str = "sriovnetwork.openshift.io/owner-ref";
 /// On a NAD: the extended resource whose devices it hands out (read by Multus).
