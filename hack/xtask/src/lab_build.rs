@@ -93,7 +93,14 @@ fn build(cache: &Cache, workspace: &Workspace) -> Result<Artifacts> {
     let parts = root::Parts { tools: &tools, modules: &modules, udev: &udev, guest_agent: &binaries[0].1 };
     let root = root::squashfs(cache, workspace, &installed, &parts)?;
     let images = images::disk(cache, workspace, &tools, &binaries)?;
-    artifacts(&tools, [&kernel, &modules, &root, &images], offer.kernel_release())
+    let mut artifacts = artifacts(&tools, [&kernel, &modules, &root, &images], offer.kernel_release())?;
+    artifacts.bin.insert("helm", go_tools::helm(cache, workspace)?);
+    Ok(artifacts)
+}
+
+/// Helm alone, built if it is not in the cache.
+pub(crate) fn helm(workspace: &Workspace) -> Result<PathBuf> {
+    go_tools::helm(&Cache::open(cache::folder()?)?, workspace)
 }
 
 fn artifacts(tools: &GoTools, [kernel, modules, root, images]: [&Stage; 4], release: &str) -> Result<Artifacts> {

@@ -2,6 +2,7 @@
 
 #![expect(clippy::print_stdout, reason = "a command line tool that reports on its standard output")]
 
+mod chart;
 mod check;
 mod gen_crds;
 mod gen_proto;
@@ -40,6 +41,12 @@ enum Task {
     },
     /// Write the CustomResourceDefinitions into crds/yaml.
     GenCrds {
+        /// Change nothing; fail if something is stale.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Write deploy/operator.yaml and the renders of the presets from the Helm chart in deploy/chart.
+    GenManifest {
         /// Change nothing; fail if something is stale.
         #[arg(long)]
         check: bool,
@@ -87,6 +94,7 @@ fn run(task: Task) -> Result<bool> {
         Task::Check { list: true, .. } => println!("{}", check::names().join("\n")),
         Task::Check { only, .. } => return Ok(check::run(&workspace, &only)?.failed == 0),
         Task::GenCrds { check } => gen_crds::run(&workspace, check)?,
+        Task::GenManifest { check } => chart::generate(&workspace, check)?,
         Task::GenProto { check } => gen_proto::run(workspace.root(), check)?,
         Task::Image { profile, out } => image(&workspace, profile, out)?,
         Task::LabBuild(arguments) => lab_build::run(&workspace, &arguments)?,

@@ -64,6 +64,9 @@ const MODULES: [Module; 4] = [
     Module { name: "runc", programs: &[("runc", "github.com/opencontainers/runc")], linking: Linking::Seccomp },
 ];
 
+/// Not one of the others: nothing of a node is made from it, so a new version of it leaves the nodes as they are.
+const HELM: Module = Module { name: "helm", programs: &[("helm", "helm.sh/helm/v3/cmd/helm")], linking: Linking::Pure };
+
 /// The programs that a node's container runtime calls as CNI plugins.
 pub(crate) const CNI_PLUGINS: [&str; 8] = ["bridge", "dhcp", "host-device", "host-local", "loopback", "macvlan", "static", "tuning"];
 
@@ -84,31 +87,41 @@ impl GoTools {
 /// Builds all of them. A folder of ready-made binaries (`KUBEBUILDER_ASSETS`) replaces etcd and the API server.
 pub(crate) fn build(cache: &Cache, workspace: &Workspace, installed: &[Package]) -> Result<GoTools> {
     let mut tools = GoTools { stages: Vec::new(), paths: ready_made(std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from).as_deref()) };
-    let go = stdout_of(Command::new("go").arg("version").current_dir(workspace.path("hack/tools/kubernetes")))?;
     for module in &MODULES {
         let programs: Vec<_> = module.programs.iter().filter(|(name, _)| !tools.paths.contains_key(name)).copied().collect();
         if programs.is_empty() {
             continue;
         }
-        let folder = workspace.path("hack/tools").join(module.name);
-        let arguments = arguments(module.linking, &folder)?;
-        // The whole recipe is the command line, which is in the key; this file's text is not, because linking all again takes minutes.
-        let mut inputs = Inputs::new(module.name, "go build")
-            .text("go", &go)
-            .text("arguments", &arguments.join(" "))
-            .text("programs", &format!("{programs:?}"))
-            .file("go.mod", &folder.join("go.mod"))?
-            .file("go.sum", &folder.join("go.sum"))?;
-        if module.linking == Linking::Seccomp {
-            for package in installed.iter().filter(|package| ["libseccomp-dev", "gcc", "libc6-dev"].contains(&package.name.as_str())) {
-                inputs = inputs.text("C", &package.exact());
-            }
-        }
-        let stage = cache.stage(module.name, inputs.finish(), |dir| compile(&folder, module.linking, &arguments, &programs, dir))?;
+        let stage = module_stage(cache, workspace, module, &programs, installed)?;
         tools.paths.extend(programs.iter().map(|(name, _)| (*name, stage.path(name))));
         tools.stages.push(stage);
     }
     Ok(tools)
+}
+
+/// Helm, which installs the chart in the tests and renders the plain manifest from it.
+pub(crate) fn helm(cache: &Cache, workspace: &Workspace) -> Result<PathBuf> {
+    let stage = module_stage(cache, workspace, &HELM, HELM.programs, &[])?;
+    Ok(stage.path("helm"))
+}
+
+/// Builds the wanted programs of one module.
+fn module_stage(cache: &Cache, workspace: &Workspace, module: &Module, programs: &[(&str, &str)], installed: &[Package]) -> Result<Stage> {
+    let folder = workspace.path("hack/tools").join(module.name);
+    let arguments = arguments(module.linking, &folder)?;
+    // The whole recipe is the command line, which is in the key; this file's text is not, because linking all again takes minutes.
+    let mut inputs = Inputs::new(module.name, "go build")
+        .text("go", &stdout_of(Command::new("go").arg("version").current_dir(&folder))?)
+        .text("arguments", &arguments.join(" "))
+        .text("programs", &format!("{programs:?}"))
+        .file("go.mod", &folder.join("go.mod"))?
+        .file("go.sum", &folder.join("go.sum"))?;
+    if module.linking == Linking::Seccomp {
+        for package in installed.iter().filter(|package| ["libseccomp-dev", "gcc", "libc6-dev"].contains(&package.name.as_str())) {
+            inputs = inputs.text("C", &package.exact());
+        }
+    }
+    cache.stage(module.name, inputs.finish(), |dir| compile(&folder, module.linking, &arguments, programs, dir))
 }
 
 /// etcd and the API server of a folder that has both, as the test tools of controller-runtime name it.
