@@ -16,6 +16,7 @@ pub mod node_policy;
 pub mod node_state;
 pub mod operator_config;
 pub mod pool_config;
+pub mod resolve;
 pub mod vf_range;
 
 pub use manifests::manifests;

@@ -1,19 +1,16 @@
-//! Pure: what is to be written for one node. The merge rules are the Go operator's (api/v1/helper.go, `Apply` and `mergeConfigs`), with one
-//! change: a VF range counts with an alternative name too, not only with the primary one.
+//! Pure: what is to be written for one node. How policies become a spec is `sriov_crds::resolve`, which the daemon's command line uses too.
 //!
 //! Invariants: `policyRevision` is in every rendered spec; nothing is rendered before the daemon reported the PFs; a malformed policy never takes
 //! VFs away: while one has groups in a node's spec, that spec stays.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
-use sriov_crds::node_policy::NicSelector;
-use sriov_crds::node_state::{Interface, InterfaceStatus, VfGroup};
-use sriov_crds::{SriovNetworkNodeStateSpec, VfRange, keys};
+use sriov_crds::resolve::spec;
+use sriov_crds::{SriovNetworkNodeStateSpec, keys};
 
-use super::validate::{Node, Policy};
+use super::validate::Node;
 
 /// What is to be written for one node; an empty value is "nothing".
 #[derive(Debug, Default, PartialEq)]
@@ -81,107 +78,10 @@ fn held_by(node: &Node) -> Vec<String> {
     node.malformed.iter().filter(|name| in_use.contains(name)).cloned().collect()
 }
 
-/// The spec of a node with these PFs; `policies` are those that select it, weakest first.
-pub(super) fn spec(policies: &[Policy], pfs: &[InterfaceStatus]) -> SriovNetworkNodeStateSpec {
-    let mut interfaces: BTreeMap<&str, Interface> = BTreeMap::new();
-    let mut previous = None;
-    for policy in policies {
-        // Against the policy before it in the order, not against the one that produced the entry: kept from the Go operator.
-        let same_priority = previous == Some(policy.spec.priority);
-        previous = Some(policy.spec.priority);
-        for pf in pfs.iter().filter(|pf| is_selected(policy, pf)) {
-            let Some(new) = interface(policy, pf) else { continue };
-            let merged = match interfaces.remove(pf.pci_address.as_str()) {
-                Some(old) => merge(old, new, same_priority),
-                None => new,
-            };
-            interfaces.insert(&pf.pci_address, merged);
-        }
-    }
-    SriovNetworkNodeStateSpec {
-        interfaces: interfaces.into_values().collect(),
-        policy_revision: Some(revision(policies)),
-        ..SriovNetworkNodeStateSpec::default()
-    }
-}
-
-/// True when all non-empty fields of the selector agree; an entirely empty one selects nothing.
-fn is_selected(policy: &Policy, pf: &InterfaceStatus) -> bool {
-    let NicSelector { vendor, device_id, root_devices, pf_names: _, net_filter } = &policy.spec.nic_selector;
-    let given = |field: &Option<String>| field.as_ref().filter(|text| !text.is_empty()).cloned();
-    let (vendor, device_id, net_filter) = (given(vendor), given(device_id), given(net_filter));
-    if vendor.is_none() && device_id.is_none() && net_filter.is_none() && root_devices.is_empty() && policy.pf_names.is_empty() {
-        return false;
-    }
-    let equal = |wanted: &str, found: Option<&String>| found.is_some_and(|found| found.eq_ignore_ascii_case(wanted));
-    vendor.is_none_or(|v| equal(&v, pf.vendor.as_ref()))
-        && device_id.is_none_or(|d| equal(&d, pf.device_id.as_ref()))
-        && net_filter.is_none_or(|n| pf.net_filter.as_deref() == Some(n.trim()))
-        && (root_devices.is_empty() || root_devices.iter().any(|address| address.eq_ignore_ascii_case(&pf.pci_address)))
-        && (policy.pf_names.is_empty() || policy.pf_names.iter().any(|selector| names(pf).any(|name| *name == selector.name)))
-}
-
-fn names(pf: &InterfaceStatus) -> impl Iterator<Item = &String> {
-    pf.name.iter().chain(&pf.alt_names)
-}
-
-/// What one policy alone wants of a PF; nothing when it wants no VFs.
-fn interface(policy: &Policy, pf: &InterfaceStatus) -> Option<Interface> {
-    let all = VfRange::all_of(policy.num_vfs)?;
-    let named = policy.pf_names.iter().find(|selector| names(pf).any(|name| *name == selector.name));
-    let range = named.and_then(|selector| selector.range).unwrap_or(all);
-    let spec = &policy.spec;
-    let group = VfGroup {
-        resource_name: Some(spec.resource_name.clone()),
-        device_type: Some(spec.device_type.clone()),
-        vf_range: Some(range.to_string()),
-        policy_name: Some(policy.name.clone()),
-        mtu: spec.mtu,
-        is_rdma: spec.is_rdma,
-        vdpa_type: spec.vdpa_type.clone(),
-        need_vhost_net: spec.need_vhost_net,
-        exclude_topology: spec.exclude_topology,
-    };
-    Some(Interface {
-        pci_address: pf.pci_address.clone(),
-        name: pf.name.clone(),
-        num_vfs: i64::from(policy.num_vfs),
-        mtu: spec.mtu,
-        link_type: spec.link_type.clone(),
-        eswitch_mode: spec.eswitch_mode.clone(),
-        externally_managed: spec.externally_managed,
-        vf_groups: vec![group],
-    })
-}
-
-/// Puts a stronger policy's wish over what weaker ones wanted of the same PF.
-fn merge(old: Interface, new: Interface, same_priority: bool) -> Interface {
-    let stronger = new.vf_groups.first().cloned();
-    let survives = |group: &VfGroup| stronger.as_ref().is_none_or(|s| s.resource_name != group.resource_name && !overlap(s, group));
-    let kept: Vec<_> = old.vf_groups.into_iter().filter(survives).collect();
-    let mut merged = new;
-    if same_priority || !kept.is_empty() {
-        merged.mtu = merged.mtu.max(old.mtu);
-        merged.num_vfs = merged.num_vfs.max(old.num_vfs);
-    }
-    merged.vf_groups.extend(kept);
-    merged
-}
-
-fn overlap(a: &VfGroup, b: &VfGroup) -> bool {
-    let range = |group: &VfGroup| group.vf_range.as_deref().and_then(|text| text.parse::<VfRange>().ok());
-    range(a).zip(range(b)).is_some_and(|(a, b)| a.overlaps(b))
-}
-
-/// A hash (FNV-1a, 64 bits) of names and specs of the policies in their order: it moves exactly when a policy of the node does.
-fn revision(policies: &[Policy]) -> String {
-    let hash = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    let text = policies.iter().map(|p| format!("{}\0{}\0", p.name, serde_json::json!(p.spec)));
-    format!("{:016x}", text.flat_map(String::into_bytes).fold(0xcbf2_9ce4_8422_2325, hash))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use kube::core::DeserializeGuard;
     use serde::Deserialize;
     use sriov_crds::{SriovNetworkNodePolicy, SriovNetworkNodeState, SriovOperatorConfig};

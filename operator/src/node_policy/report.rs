@@ -7,9 +7,10 @@ use kube::core::DeserializeGuard;
 use sriov_crds::SriovNetworkNodePolicy;
 use sriov_crds::conditions::{self, Outcome};
 use sriov_crds::keys::LEGACY_DEFAULT_POLICY;
+use sriov_crds::resolve::{Malformed, Policy};
 
 use super::build::{Desired, Keep};
-use super::validate::{Malformed, Node, Policy};
+use super::validate::Node;
 use crate::context::Context;
 use crate::queue::Next;
 use crate::resources::{self, RequestFailed};

@@ -6,44 +6,11 @@ use std::collections::BTreeMap;
 
 use kube::core::DeserializeGuard;
 use kube::{Resource, ResourceExt};
-use sriov_crds::node_policy::VFIO_PCI;
 use sriov_crds::node_state::{InterfaceStatus, SriovNetworkNodeStateStatus};
-use sriov_crds::{PfSelector, SriovNetworkNodePolicy, SriovNetworkNodePolicySpec, SriovNetworkNodeState, VfRangeError, keys};
+use sriov_crds::resolve::{Malformed, Policy, order, selects};
+use sriov_crds::{SriovNetworkNodePolicy, SriovNetworkNodeState, keys};
 
 use super::gather::Gathered;
-
-/// Longest last part of an extended resource name.
-const RESOURCE_NAME_LENGTH: usize = 63;
-
-/// A policy that can be carried out.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Policy {
-    /// Its name.
-    pub name: String,
-    /// VFs wanted on each selected PF.
-    pub num_vfs: u16,
-    /// `nicSelector.pfNames`, read.
-    pub pf_names: Vec<PfSelector>,
-    /// Everything else, as it was written.
-    pub spec: SriovNetworkNodePolicySpec,
-}
-
-/// Why a policy cannot be carried out.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Malformed {
-    #[error("the object could not be read: {0}")]
-    Unreadable(String),
-    #[error("resourceName {0:?} must be 1 to 63 letters, digits, - or _, and begin and end with a letter or digit")]
-    ResourceName(String),
-    #[error("numVfs {0} must be from 0 to 65535")]
-    NumVfs(i64),
-    #[error("nicSelector.pfNames: {0}")]
-    PfName(VfRangeError),
-    #[error("nicSelector.pfNames: {selector} needs at least {needed} VFs, but numVfs is {num_vfs}")]
-    RangeBeyondNumVfs { selector: PfSelector, needed: u32, num_vfs: u16 },
-    #[error("isRdma and deviceType vfio-pci exclude each other: RDMA needs the kernel's driver")]
-    RdmaWithVfio,
-}
 
 /// A node as far as policies are concerned.
 #[derive(Debug)]
@@ -60,35 +27,10 @@ pub(super) struct Node {
     pub state: Option<SriovNetworkNodeState>,
 }
 
+/// What a policy says, if it can be carried out.
 pub(super) fn policy(policy: &DeserializeGuard<SriovNetworkNodePolicy>) -> Result<Policy, Malformed> {
     let object = policy.0.as_ref().map_err(|invalid| Malformed::Unreadable(invalid.error.clone()))?;
-    let mut spec = object.spec.clone();
-    if !is_resource_name(&spec.resource_name) {
-        return Err(Malformed::ResourceName(spec.resource_name));
-    }
-    let num_vfs = u16::try_from(spec.num_vfs).map_err(|_| Malformed::NumVfs(spec.num_vfs))?;
-    let pf_names = spec.nic_selector.pf_names.iter().map(|text| text.parse()).collect::<Result<Vec<PfSelector>, _>>().map_err(Malformed::PfName)?;
-    for selector in &pf_names {
-        let Some(needed) = selector.range.map(|range| u32::from(range.last()) + 1) else { continue };
-        if needed > u32::from(num_vfs) {
-            return Err(Malformed::RangeBeyondNumVfs { selector: selector.clone(), needed, num_vfs });
-        }
-    }
-    if spec.is_rdma && spec.device_type == VFIO_PCI {
-        return Err(Malformed::RdmaWithVfio);
-    }
-    // InfiniBand without RDMA is nothing; the Go operator's webhook says the same.
-    let infiniband = spec.link_type.as_deref().is_some_and(|link| link.eq_ignore_ascii_case("ib"));
-    spec.is_rdma |= infiniband && spec.device_type != VFIO_PCI;
-    Ok(Policy { name: policy.name_any(), num_vfs, pf_names, spec })
-}
-
-fn is_resource_name(name: &str) -> bool {
-    let alphanumeric = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
-    name.len() <= RESOURCE_NAME_LENGTH
-        && alphanumeric(name.chars().next())
-        && alphanumeric(name.chars().last())
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+    Policy::read(&policy.name_any(), &object.spec)
 }
 
 pub(super) fn node(gathered: Gathered) -> Node {
@@ -107,8 +49,7 @@ pub(super) fn node(gathered: Gathered) -> Node {
             Err(_) => malformed.push(object.name_any()),
         }
     }
-    // sriov-network-operator, controllers: applied in this order, later ones override.
-    valid.sort_by(|a, b| b.spec.priority.cmp(&a.spec.priority).then_with(|| a.name.cmp(&b.name)));
+    order(&mut valid);
     let pfs = state.as_ref().and_then(|s| s.status.as_ref()).filter(|s| was_reported(s)).map(|s| s.interfaces.clone());
     Node { selected, policies: valid, malformed, pfs, state }
 }
@@ -119,11 +60,6 @@ pub(crate) fn node_selector(configured: Option<&BTreeMap<String, String>>) -> BT
         Some(selector) => selector.clone(),
         None => [(keys::CAPABLE_LABEL, "true"), (keys::OS_LABEL, "linux")].map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
     }
-}
-
-/// True when every pair of the selector is among the labels.
-pub(super) fn selects(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
-    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
 /// True when the policy selects a node with these labels, or cannot be read.
