@@ -49,8 +49,11 @@ pub fn status(report: Report<'_>, earlier: &[Condition], now: &Time) -> SriovNet
         conditions::set(&mut all, conditions::Outcome { kind, status, reason, message }, generation, now);
     }
     let iommu = if observed.inventory.iommu.active { "active" } else { "inactive" };
+    let interfaces: Vec<_> = observed.inventory.pfs.iter().map(|pf| interface(pf, observed, plan)).collect();
     SriovNetworkNodeStateStatus {
-        interfaces: observed.inventory.pfs.iter().map(|pf| interface(pf, observed, plan)).collect(),
+        pf_count: i64::try_from(interfaces.len()).ok(),
+        vf_count: Some(interfaces.iter().map(|pf| pf.num_vfs).sum()),
+        interfaces,
         bridges: None,
         system: Some(System { rdma_mode: None, iommu: Some(iommu.to_owned()) }),
         sync_status: Some(verdict.sync.to_owned()),

@@ -7,10 +7,12 @@
 #![expect(clippy::struct_excessive_bools, reason = "the wire format has independent flags")]
 
 pub mod bridge;
+mod checks;
 pub mod conditions;
 pub mod keys;
 pub mod manifests;
 pub mod nad;
+pub mod namespace_rule;
 pub mod network;
 pub mod node_policy;
 pub mod node_state;
@@ -21,6 +23,7 @@ pub mod vf_range;
 
 pub use manifests::manifests;
 pub use nad::{NetworkAttachmentDefinition, NetworkAttachmentDefinitionSpec};
+pub use namespace_rule::{SriovNamespaceRule, SriovNamespaceRuleSpec};
 pub use network::{OVSNetwork, OVSNetworkSpec, SriovIBNetwork, SriovIBNetworkSpec, SriovNetwork, SriovNetworkSpec};
 pub use node_policy::{SriovNetworkNodePolicy, SriovNetworkNodePolicySpec};
 pub use node_state::{SriovNetworkNodeState, SriovNetworkNodeStateSpec, SriovNetworkNodeStateStatus};

@@ -2,6 +2,7 @@
 //!
 //! Derived schemas are normalised: formats that the API server does not know (`uint32` ...) are dropped, because it warns of each; `nullable`
 //! is dropped, because a null would be stored where the Go operator's schemas prune it; a spec without required fields defaults to `{}`.
+//! The CEL rules of [`crate::checks`] are put in last.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSON, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
@@ -9,8 +10,8 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 use kube::CustomResourceExt;
 
 use crate::{
-    NetworkAttachmentDefinition, OVSNetwork, SriovIBNetwork, SriovNetwork, SriovNetworkNodePolicy, SriovNetworkNodeState, SriovNetworkPoolConfig,
-    SriovOperatorConfig,
+    NetworkAttachmentDefinition, OVSNetwork, SriovIBNetwork, SriovNamespaceRule, SriovNetwork, SriovNetworkNodePolicy, SriovNetworkNodeState,
+    SriovNetworkPoolConfig, SriovOperatorConfig, checks,
 };
 
 /// All CustomResourceDefinitions that we ship, NetworkAttachmentDefinition last.
@@ -23,6 +24,7 @@ pub fn manifests() -> Vec<CustomResourceDefinition> {
         OVSNetwork::crd(),
         SriovOperatorConfig::crd(),
         SriovNetworkPoolConfig::crd(),
+        SriovNamespaceRule::crd(),
         NetworkAttachmentDefinition::crd(),
     ];
     crds.into_iter().map(normalise).collect()
@@ -44,6 +46,7 @@ fn normalise(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
     for version in &mut crd.spec.versions {
         let Some(root) = version.schema.as_mut().and_then(|s| s.open_api_v3_schema.as_mut()) else { continue };
         normalise_schema(root);
+        checks::add(&crd.spec.names.kind, root);
         let spec = root.properties.as_mut().and_then(|p| p.get_mut("spec"));
         if let Some(spec) = spec.filter(|s| s.required.as_ref().is_none_or(Vec::is_empty)) {
             spec.default = Some(JSON(serde_json::json!({})));

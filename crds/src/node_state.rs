@@ -31,6 +31,8 @@ pub const SYNC_FAILED: &str = "Failed";
     derive = "PartialEq",
     derive = "Default",
     doc = "What the PFs of one node are to be, and what they are.",
+    printcolumn(name = "PFs", type_ = "integer", json_path = ".status.pfCount"),
+    printcolumn(name = "VFs", type_ = "integer", json_path = ".status.vfCount"),
     printcolumn(name = "Sync Status", type_ = "string", json_path = ".status.syncStatus"),
     printcolumn(name = "Desired Sync State", type_ = "string", json_path = r".metadata.annotations.sriovnetwork\.openshift\.io/desired-state"),
     printcolumn(name = "Current Sync State", type_ = "string", json_path = r".metadata.annotations.sriovnetwork\.openshift\.io/current-state"),
@@ -137,6 +139,12 @@ pub struct SriovNetworkNodeStateStatus {
     /// The PFs of the node, in order of PCI address.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub interfaces: Vec<InterfaceStatus>,
+    /// Ours: how many PFs the node has; for the list that people see.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pf_count: Option<i64>,
+    /// Ours: how many VFs all PFs of the node have now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vf_count: Option<i64>,
     /// Software bridges found.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bridges: Option<Bridges>,

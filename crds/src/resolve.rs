@@ -127,7 +127,7 @@ pub fn spec(policies: &[Policy], pfs: &[InterfaceStatus]) -> SriovNetworkNodeSta
 }
 
 /// True when all non-empty fields of the selector agree; an entirely empty one selects nothing.
-fn is_selected(policy: &Policy, pf: &InterfaceStatus) -> bool {
+pub fn is_selected(policy: &Policy, pf: &InterfaceStatus) -> bool {
     let NicSelector { vendor, device_id, root_devices, pf_names: _, net_filter } = &policy.spec.nic_selector;
     let given = |field: &Option<String>| field.as_ref().filter(|text| !text.is_empty()).cloned();
     let (vendor, device_id, net_filter) = (given(vendor), given(device_id), given(net_filter));
@@ -146,11 +146,16 @@ fn names(pf: &InterfaceStatus) -> impl Iterator<Item = &String> {
     pf.name.iter().chain(&pf.alt_names)
 }
 
-/// What one policy alone wants of a PF; nothing when it wants no VFs.
-fn interface(policy: &Policy, pf: &InterfaceStatus) -> Option<Interface> {
+/// The VFs that a policy means on a PF that it selects; `None` when it wants no VFs.
+pub fn vf_range(policy: &Policy, pf: &InterfaceStatus) -> Option<VfRange> {
     let all = VfRange::all_of(policy.num_vfs)?;
     let named = policy.pf_names.iter().find(|selector| names(pf).any(|name| *name == selector.name));
-    let range = named.and_then(|selector| selector.range).unwrap_or(all);
+    Some(named.and_then(|selector| selector.range).unwrap_or(all))
+}
+
+/// What one policy alone wants of a PF; nothing when it wants no VFs.
+fn interface(policy: &Policy, pf: &InterfaceStatus) -> Option<Interface> {
+    let range = vf_range(policy, pf)?;
     let spec = &policy.spec;
     let group = VfGroup {
         resource_name: Some(spec.resource_name.clone()),

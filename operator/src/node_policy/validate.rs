@@ -28,7 +28,7 @@ pub(super) struct Node {
 }
 
 /// What a policy says, if it can be carried out.
-pub(super) fn policy(policy: &DeserializeGuard<SriovNetworkNodePolicy>) -> Result<Policy, Malformed> {
+pub(crate) fn policy(policy: &DeserializeGuard<SriovNetworkNodePolicy>) -> Result<Policy, Malformed> {
     let object = policy.0.as_ref().map_err(|invalid| Malformed::Unreadable(invalid.error.clone()))?;
     Policy::read(&policy.name_any(), &object.spec)
 }
@@ -68,7 +68,7 @@ pub(super) fn may_select(policy: &DeserializeGuard<SriovNetworkNodePolicy>, labe
 }
 
 /// A daemon that wrote anything has looked at the machine: an empty list of PFs then means that there are none.
-pub(super) fn was_reported(status: &SriovNetworkNodeStateStatus) -> bool {
+pub(crate) fn was_reported(status: &SriovNetworkNodeStateStatus) -> bool {
     !status.interfaces.is_empty() || status.sync_status.is_some() || status.observed_generation.is_some() || !status.conditions.is_empty()
 }
 
