@@ -9,14 +9,16 @@ use std::collections::BTreeMap;
 
 use rustix::io::Errno;
 
-use crate::inventory::{EswitchMode, Inventory, Netdev, Pf, Vf};
-use crate::netlink::devlink::Devlink;
+use crate::host_use::HostNetwork;
+use crate::inventory::{EswitchMode, Facts, Inventory, Kernel, Netdev, Pf, RdmaMode, Vf};
+use crate::netlink::devlink::{Device, Devlink};
+use crate::netlink::rdma::Rdma;
 use crate::netlink::route::uplink;
 use crate::netlink::{Link, NetlinkError, Route};
 use crate::pci::{DeviceId, PciAddress, VendorId};
 use crate::sysfs::{Sysfs, SysfsError};
 use crate::vf::{VfAttributes, VfIndex};
-use crate::{Host, driver, kernel, pci_device};
+use crate::{Host, driver, kernel, pci_device, storage};
 
 /// A machine or a device of it that could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +86,12 @@ pub struct NetFacts {
     pub vf_attributes: BTreeMap<u32, Vec<VfAttributes>>,
     /// Eswitch modes; a PF that is not here is in legacy mode.
     pub eswitch_modes: BTreeMap<PciAddress, EswitchMode>,
+    /// Versions of firmware.
+    pub firmware: BTreeMap<PciAddress, String>,
+    /// Addresses, routes and storage of the host.
+    pub network: HostNetwork,
+    /// Namespace mode of RDMA devices.
+    pub rdma_mode: Option<RdmaMode>,
 }
 
 /// The SR-IOV side of the machine now; devices that could not be read are left out. [`survey`] also names those. Without CAP_NET_ADMIN every
@@ -107,6 +115,7 @@ pub fn survey(host: &Host) -> Result<Survey, DiscoverError> {
 pub fn survey_with(host: &Host, facts: &NetFacts) -> Result<Survey, DiscoverError> {
     let mut survey = Survey::default();
     survey.inventory.iommu = kernel::iommu(host)?;
+    survey.inventory.kernel = Kernel { lockdown: kernel::lockdown(host), rdma_mode: facts.rdma_mode };
     for address in pf_addresses(host)? {
         match read_pf(host, address, facts) {
             Ok(Some(pf)) => survey.inventory.pfs.push(pf),
@@ -161,7 +170,8 @@ pub fn vf_addresses(host: &Host, pf: PciAddress) -> Result<Vec<(VfIndex, PciAddr
 fn gather(host: &Host, pfs: &[PciAddress]) -> Result<(NetFacts, Vec<(PciAddress, DiscoverError)>), DiscoverError> {
     let route = Route::open()?;
     let devlink = Devlink::open()?;
-    let mut facts = NetFacts { links: route.links()?, ..NetFacts::default() };
+    let network = HostNetwork { addresses: route.all_addresses()?, routes: route.routes_out()?, storage: storage::peers(host) };
+    let mut facts = NetFacts { links: route.links()?, network, rdma_mode: rdma_mode(), ..NetFacts::default() };
     let mut faults = Vec::new();
     for &pf in pfs {
         match devlink.eswitch_mode(pf) {
@@ -169,6 +179,10 @@ fn gather(host: &Host, pfs: &[PciAddress]) -> Result<(NetFacts, Vec<(PciAddress,
             // devlink answers this question only with CAP_NET_ADMIN. A process without it changes nothing either.
             Err(error) if error.is(Errno::PERM) => {}
             Err(error) => faults.push((pf, error.into())),
+        }
+        // Not worth a fault: nothing is decided by it.
+        if let Some(firmware) = devlink.firmware(&Device::from(pf)).ok().flatten() {
+            facts.firmware.insert(pf, firmware);
         }
         // Drivers answer for their VFs slowly, some through a firmware mailbox: ask only those that have any.
         let Some(link) = netdev_link(host, pf, &facts.links).filter(|_| !matches!(vf_addresses(host, pf).as_deref(), Ok([]))) else { continue };
@@ -180,6 +194,11 @@ fn gather(host: &Host, pfs: &[PciAddress]) -> Result<(NetFacts, Vec<(PciAddress,
         }
     }
     Ok((facts, faults))
+}
+
+/// Unknown is fine: it is compared only where a policy asks for a mode.
+fn rdma_mode() -> Option<RdmaMode> {
+    Rdma::open().and_then(|rdma| rdma.mode()).ok().flatten()
 }
 
 /// Network functions that can have VFs, in order of address.
@@ -209,11 +228,14 @@ fn read_pf(host: &Host, address: PciAddress, facts: &NetFacts) -> Result<Option<
     let Some(numvfs) = number(sysfs, &device, "sriov_numvfs")? else { return Ok(None) };
     let link = netdev_link(host, address, &facts.links);
     let attributes = link.and_then(|link| facts.vf_attributes.get(&link.netdev.ifindex)).map(Vec::as_slice).unwrap_or_default();
+    let mut representors = link.map(|link| representors(link, &facts.links)).unwrap_or_default();
     let mut vfs = Vec::new();
     for (index, vf) in vf_addresses(host, address)? {
         let attributes = attributes.iter().find(|attributes| attributes.index == index).cloned();
-        vfs.extend(read_vf(host, vf, index, facts)?.map(|found| Vf { attributes, ..found }));
+        let Some(found) = read_vf(host, vf, index, facts)? else { continue };
+        vfs.push(Vf { attributes, facts: Facts { representor: representors.remove(&index), ..found.facts }, ..found });
     }
+    let more = Facts { firmware: facts.firmware.get(&address).cloned(), ..function_facts(host, address, link, facts)? };
     Ok(Some(Pf {
         address,
         vendor,
@@ -227,6 +249,7 @@ fn read_pf(host: &Host, address: PciAddress, facts: &NetFacts) -> Result<Option<
         link_speed_mbps: link.and_then(|link| link_speed(sysfs, &device, &link.netdev)),
         netdev: link.map(|link| link.netdev.clone()),
         vfs,
+        facts: more,
     }))
 }
 
@@ -235,6 +258,7 @@ fn read_vf(host: &Host, address: PciAddress, index: VfIndex, facts: &NetFacts) -
     let device = pci_device(address);
     let sysfs = host.sysfs();
     let Some((vendor, id)) = ids(sysfs, &device)? else { return Ok(None) };
+    let link = netdev_link(host, address, &facts.links);
     Ok(Some(Vf {
         index,
         address,
@@ -243,9 +267,43 @@ fn read_vf(host: &Host, address: PciAddress, index: VfIndex, facts: &NetFacts) -
         driver: driver::current(host, address)?,
         iommu_group: iommu_group(sysfs, &device)?,
         numa_node: numa_node(sysfs, &device)?,
-        netdev: netdev_link(host, address, &facts.links).map(|link| link.netdev.clone()),
+        netdev: link.map(|link| link.netdev.clone()),
         attributes: None,
+        facts: function_facts(host, address, link, facts)?,
     }))
+}
+
+/// What is read of PFs and VFs alike.
+fn function_facts(host: &Host, address: PciAddress, link: Option<&Link>, facts: &NetFacts) -> Result<Facts, DiscoverError> {
+    let device = pci_device(address);
+    let sysfs = host.sysfs();
+    Ok(Facts {
+        uses: link.map(|link| facts.network.uses_of(link.netdev.ifindex, &facts.links)).unwrap_or_default(),
+        representor: None,
+        rdma: sysfs.list_opt(format!("{device}/infiniband"))?.unwrap_or_default(),
+        iommu_type: sysfs.read_opt(format!("{device}/iommu_group/type"))?,
+        firmware: None,
+        driver_version: sysfs.read_opt(format!("{device}/driver/module/version"))?,
+    })
+}
+
+/// The representors of an uplink's VFs: ports of the same hardware switch, named `pf<function>vf<index>`. Where a switch has VFs of several functions
+/// (two ports that form one switch), those of the uplink's own port (`p<port>`) count.
+pub fn representors(uplink: &Link, links: &[Link]) -> BTreeMap<VfIndex, String> {
+    let same_switch = |link: &&Link| uplink.stack.switch_id.is_some() && link.stack.switch_id == uplink.stack.switch_id;
+    let ports = || links.iter().filter(same_switch).filter_map(|link| Some((vf_port(link.phys_port_name.as_deref()?)?, &link.netdev.name)));
+    let own = uplink.phys_port_name.as_deref().and_then(|name| name.strip_prefix('p')).and_then(|port| port.parse::<u16>().ok());
+    let first = ports().next().map(|((function, _), _)| function);
+    let one = ports().all(|((function, _), _)| Some(function) == first);
+    let wanted = if one { first } else { own };
+    ports().filter(|((function, _), _)| Some(*function) == wanted).map(|((_, index), name)| (index, name.clone())).collect()
+}
+
+/// Function and VF of a port's name; on a NIC with processors of its own names begin with the controller: `c1pf0vf3`.
+fn vf_port(name: &str) -> Option<(u16, VfIndex)> {
+    let (_, name) = name.split_once("pf")?;
+    let (function, index) = name.split_once("vf")?;
+    Some((function.parse().ok()?, VfIndex(index.parse().ok()?)))
 }
 
 /// The link of a PCI function: by the parent that the link names; on kernels whose links name none (before 5.14) by the interface indexes

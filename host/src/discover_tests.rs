@@ -30,7 +30,15 @@ fn link(ifindex: u32, name: &str, parent: Option<&str>) -> Link {
         carrier: true,
         link_type: LinkType::Ether,
     };
-    Link { netdev, parent: parent.map(address), phys_port_name: None, permanent_mac: None, promisc: false, allmulti: false }
+    Link {
+        netdev,
+        parent: parent.map(address),
+        phys_port_name: None,
+        permanent_mac: None,
+        promisc: false,
+        allmulti: false,
+        stack: crate::netlink::Stack::default(),
+    }
 }
 
 fn attributes(index: u16) -> VfAttributes {
@@ -56,7 +64,7 @@ fn a_pf_is_joined_with_its_netdev_and_its_vfs() {
     let facts = NetFacts {
         links: vec![link(2, "eth0", None), link(3, "enp1s0", Some(PF)), link(5, "enp1s0v1", Some("0000:01:10.2"))],
         vf_attributes: BTreeMap::from([(3, vec![attributes(1)])]),
-        eswitch_modes: BTreeMap::new(),
+        ..NetFacts::default()
     };
     let survey = survey_of(&tree, &facts);
     assert!(survey.faults.is_empty() && survey.inventory.iommu.active);
@@ -193,4 +201,43 @@ fn netlink_and_files_meet_for_one_pf() {
     let (found, missing) = found.unwrap();
     assert_eq!(found.unwrap().netdev.map(|netdev| netdev.mtu), Some(9000));
     assert_eq!(missing, None);
+}
+
+#[test]
+fn representors_belong_to_the_vfs_of_their_uplinks_port() {
+    let port = |ifindex, name: &str, port: &str, switch: &str| {
+        let stack = crate::netlink::Stack { switch_id: Some(switch.to_owned()), ..crate::netlink::Stack::default() };
+        Link { phys_port_name: Some(port.to_owned()), stack, ..link(ifindex, name, Some(PF)) }
+    };
+    let links = [
+        port(3, "enp1s0np0", "p0", "aa"),
+        port(4, "enp1s0npf0vf0", "pf0vf0", "aa"),
+        port(5, "enp1s0npf0vf11", "c1pf0vf11", "aa"),
+        port(6, "other_port", "pf1vf1", "aa"),
+        port(7, "other_card", "pf0vf2", "bb"),
+        link(8, "enp1s0v0", Some("0000:01:10.0")),
+    ];
+    let found = representors(&links[0], &links);
+    assert_eq!(found, BTreeMap::from([(VfIndex(0), "enp1s0npf0vf0".to_owned()), (VfIndex(11), "enp1s0npf0vf11".to_owned())]));
+    let alone = [port(3, "eni10np1", "p1", "cc"), port(4, "eni10npf0vf1", "pf0vf1", "cc")];
+    assert_eq!(representors(&alone[0], &alone).len(), 1, "ports are counted from 1 there, and the switch has one function");
+    assert!(representors(&link(3, "enp1s0", Some(PF)), &links).is_empty(), "an uplink of no switch has none");
+}
+
+#[test]
+fn a_function_tells_its_rdma_devices_iommu_type_and_what_the_host_uses_it_for() {
+    let tree = igb_pf(SysfsTree::new(), 1).dir(&format!("{}/infiniband/mlx5_0", device(PF))).file("/sys/kernel/iommu_groups/8/type", "DMA-FQ\n");
+    let address =
+        crate::netlink::InterfaceAddress { address: [10, 0, 0, 5].into(), prefix: 24, tentative: false, dad_failed: false, link_local: false };
+    let network = HostNetwork { addresses: vec![(3, address)], ..HostNetwork::default() };
+    let facts = NetFacts {
+        links: vec![link(3, "enp1s0", Some(PF))],
+        network,
+        firmware: BTreeMap::from([(PF.parse().unwrap(), "1.63".to_owned())]),
+        ..NetFacts::default()
+    };
+    let pf = survey_of(&tree, &facts).inventory.pfs.remove(0);
+    assert_eq!((pf.facts.rdma, pf.facts.firmware.as_deref()), (vec!["mlx5_0".to_owned()], Some("1.63")));
+    assert_eq!(pf.facts.uses.iter().map(ToString::to_string).collect::<Vec<_>>(), ["address 10.0.0.5/24 is on enp1s0"]);
+    assert_eq!(pf.vfs[0].facts.iommu_type.as_deref(), Some("DMA-FQ"));
 }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::host_use::HostUse;
 use crate::mac::MacAddr;
 use crate::pci::{DeviceId, PciAddress, VendorId};
 use crate::vf::{VfAttributes, VfIndex};
@@ -13,6 +14,67 @@ pub struct Inventory {
     pub iommu: Iommu,
     /// Each network function that can have VFs, in order of address.
     pub pfs: Vec<Pf>,
+    /// The kernel as a whole.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub kernel: Kernel,
+}
+
+/// Facts about the kernel that plans depend on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kernel {
+    /// Lockdown: `integrity` or `confidentiality`; `None` when there is none.
+    #[serde(default)]
+    pub lockdown: Option<String>,
+    /// Whether RDMA devices are shared between network namespaces; `None` without the RDMA core.
+    #[serde(default)]
+    pub rdma_mode: Option<RdmaMode>,
+}
+
+/// Whom RDMA devices belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RdmaMode {
+    /// All network namespaces (the kernel's default).
+    Shared,
+    /// One namespace each.
+    Exclusive,
+}
+
+impl RdmaMode {
+    /// The API's and the kernel's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Shared => "shared",
+            Self::Exclusive => "exclusive",
+        }
+    }
+}
+
+/// What a plan, or a person, wants to know of a function beyond SR-IOV.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// What the host itself uses its netdev for.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub uses: Vec<HostUse>,
+    /// Netdev of its representor (a VF of a PF in switchdev mode).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub representor: Option<String>,
+    /// RDMA devices on it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub rdma: Vec<String>,
+    /// Type of its IOMMU group: `DMA`, `DMA-FQ`, `identity`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub iommu_type: Option<String>,
+    /// Version of the firmware, as devlink tells it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub firmware: Option<String>,
+    /// Version of the driver's module, where it has one of its own.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub driver_version: Option<String>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// Whether DMA of devices is translated, which `vfio-pci` needs.
@@ -51,6 +113,9 @@ pub struct Pf {
     pub link_speed_mbps: Option<u32>,
     /// The VFs it has now, in order of index.
     pub vfs: Vec<Vf>,
+    /// The rest.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub facts: Facts,
 }
 
 /// A virtual function.
@@ -74,6 +139,9 @@ pub struct Vf {
     pub netdev: Option<Netdev>,
     /// What the PF reports of it; `None` when the PF has no netdev here or its driver left the VF out.
     pub attributes: Option<VfAttributes>,
+    /// The rest.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub facts: Facts,
 }
 
 /// A network device of the kernel.

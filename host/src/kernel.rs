@@ -23,6 +23,13 @@ pub fn iommu(host: &Host) -> Result<Iommu, SysfsError> {
     Ok(Iommu { active, command_line: command_line(host)? })
 }
 
+/// The kernel's lockdown (`/sys/kernel/security/lockdown`, `[none] integrity confidentiality`); `None` without it.
+pub fn lockdown(host: &Host) -> Option<String> {
+    let text = host.sysfs().read_opt("/sys/kernel/security/lockdown").ok().flatten()?;
+    let chosen = text.split_whitespace().find_map(|word| word.strip_prefix('[')?.strip_suffix(']').map(str::to_owned));
+    chosen.filter(|word| word != "none")
+}
+
 /// The machine's identifier by its firmware (SMBIOS); `None` where there is none, or without the right to read it. Virtual machines may share it.
 pub fn system_uuid(host: &Host) -> Option<String> {
     host.sysfs().read_opt("/sys/class/dmi/id/product_uuid").ok().flatten()
@@ -44,6 +51,15 @@ mod tests {
         assert_eq!(system_uuid(&tree.clone().build().unwrap().host()), None);
         let fake = tree.file("/sys/class/dmi/id/product_uuid", "4c4c4544-0044\n").build().unwrap();
         assert_eq!(system_uuid(&fake.host()).as_deref(), Some("4c4c4544-0044"));
+    }
+
+    #[test]
+    fn lockdown_is_what_the_brackets_hold() {
+        for (text, expected) in [("[none] integrity confidentiality", None), ("none [integrity] confidentiality", Some("integrity"))] {
+            let fake = SysfsTree::new().file("/sys/kernel/security/lockdown", text).build().unwrap();
+            assert_eq!(lockdown(&fake.host()).as_deref(), expected);
+        }
+        assert_eq!(lockdown(&SysfsTree::new().build().unwrap().host()), None);
     }
 
     #[test]

@@ -14,14 +14,17 @@ use crate::sysfs::Sysfs;
 
 pub mod discover;
 pub mod driver;
+pub mod host_use;
 pub mod inventory;
 pub mod kernel;
 pub mod mac;
+pub mod module;
 pub mod netlink;
 pub mod netns;
 pub mod pci;
 pub mod rate;
 pub mod sriov;
+pub mod storage;
 pub mod sysfs;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

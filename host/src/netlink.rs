@@ -21,13 +21,16 @@ use rustix::net::RecvFlags;
 mod address;
 mod attribute;
 pub mod devlink;
+pub mod ethtool;
+mod generic;
 mod link;
 mod monitor;
+pub mod rdma;
 pub mod route;
 mod vf_info;
 
-pub use address::{InterfaceAddress, RouteEntry, RouteSpec};
-pub use link::{Link, LinkChange};
+pub use address::{InterfaceAddress, RouteEntry, RouteOut, RouteSpec};
+pub use link::{Link, LinkChange, Stack};
 pub use monitor::{LinkMonitor, LinkMonitorError};
 pub use route::Route;
 
@@ -87,7 +90,7 @@ impl Subject {
         Self { operation, object: object.into() }
     }
 
-    fn refused(&self, errno: i32, ext_ack: Option<String>) -> NetlinkError {
+    pub(crate) fn refused(&self, errno: i32, ext_ack: Option<String>) -> NetlinkError {
         NetlinkError { operation: self.operation, object: self.object.clone(), errno, ext_ack }
     }
 

@@ -120,6 +120,11 @@ impl Sysfs {
         result.map_err(|cause| SysfsError::Write { path, text: text.to_owned(), cause })
     }
 
+    /// Opens a file for reading.
+    pub(crate) fn open(&self, path: impl AsRef<Path>) -> Result<File, SysfsError> {
+        open(&self.resolve(path))
+    }
+
     /// The last component of a link's target (`driver` -> `igbvf`); `None` when there is no such link.
     pub fn read_link_name(&self, path: impl AsRef<Path>) -> Result<Option<String>, SysfsError> {
         let path = self.resolve(path);

@@ -25,6 +25,7 @@ fn inventory() -> Inventory {
         netdev: None,
         link_speed_mbps: None,
         vfs,
+        facts: sriov_host::inventory::Facts::default(),
     };
     let vf = |index: u16| Vf {
         index: VfIndex(index),
@@ -36,6 +37,7 @@ fn inventory() -> Inventory {
         numa_node: Some(1),
         netdev: None,
         attributes: None,
+        facts: sriov_host::inventory::Facts::default(),
     };
     let mut first = pf("0000:01:00.0", (0..4).map(vf).collect());
     first.netdev = Some(netdev("ens1f0", true));

@@ -65,6 +65,19 @@ pub struct RouteEntry {
     pub table: u32,
 }
 
+/// Where packets to a network leave the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteOut {
+    /// Destination network; all zero with prefix 0 is the default route.
+    pub dst: IpAddr,
+    /// Prefix length of the destination.
+    pub prefix: u8,
+    /// Metric.
+    pub priority: u32,
+    /// Outgoing interfaces: one, or one for each next hop.
+    pub ifindexes: Vec<u32>,
+}
+
 impl RouteSpec {
     /// A route to `dst`/`prefix` out of this interface, everything else as the kernel chooses.
     pub fn new(dst: IpAddr, prefix: u8, ifindex: u32) -> Self {
@@ -84,6 +97,7 @@ const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
+const RTA_MULTIPATH: u16 = 9;
 const RTA_TABLE: u16 = 15;
 
 fn family(address: IpAddr) -> AddressFamily {
@@ -175,4 +189,26 @@ pub(super) fn parse_route(payload: &[u8]) -> Option<RouteEntry> {
         priority: number(RTA_PRIORITY).unwrap_or_default(),
         table: number(RTA_TABLE).unwrap_or(header.table.into()),
     })
+}
+
+/// A unicast route of the main table from the payload of an `RTM_NEWROUTE` answer, with all its next hops.
+pub(super) fn parse_route_out(payload: &[u8]) -> Option<RouteOut> {
+    let header = RouteHeader::parse(payload).ok().filter(|header| header.kind == RouteType::Unicast)?;
+    let attributes = payload.get(ROUTE_HEADER_LEN..)?;
+    let table = find(attributes, RTA_TABLE).and_then(u32_of).unwrap_or(header.table.into());
+    let any = match header.address_family {
+        AddressFamily::Inet if table == u32::from(RouteHeader::RT_TABLE_MAIN) => IpAddr::from([0; 4]),
+        AddressFamily::Inet6 if table == u32::from(RouteHeader::RT_TABLE_MAIN) => IpAddr::from([0; 16]),
+        _ => return None,
+    };
+    let mut ifindexes: Vec<u32> = find(attributes, RTA_OIF).and_then(u32_of).into_iter().collect();
+    // struct rtnexthop: length (2), flags (1), hops (1), interface (4), then its attributes.
+    let mut hops = find(attributes, RTA_MULTIPATH).unwrap_or_default();
+    while let Some(length) = super::attribute::u16_of(hops).map(usize::from).filter(|length| *length >= 8) {
+        ifindexes.extend(hops.get(4..8).and_then(u32_of));
+        hops = hops.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    let dst = find(attributes, RTA_DST).and_then(ip_of).unwrap_or(any);
+    let priority = find(attributes, RTA_PRIORITY).and_then(u32_of).unwrap_or_default();
+    Some(RouteOut { dst, prefix: header.destination_prefix_length, priority, ifindexes })
 }

@@ -1,145 +1,214 @@
-//! I/O: devlink (generic netlink): the eswitch mode of a PCI function.
+//! I/O: devlink (generic netlink): the eswitch mode of a device, one driver parameter, the firmware's version.
 //!
-//! What lives here: the family's number and one query. Changing the mode does not live here.
+//! What does not live here: when to change a mode (the planner decides).
 //!
 //! Invariant: a kernel without devlink, and a driver without an eswitch, are in legacy mode; only an answer says otherwise.
 
-use netlink_packet_core::{DefaultNla, Emitable};
-use netlink_packet_generic::constants::GENL_HDRLEN;
-use netlink_packet_generic::{GenlFamily, GenlHeader, GenlMessage};
-use netlink_sys::protocols::NETLINK_GENERIC;
+use netlink_packet_core::DefaultNla;
 
-use super::attribute::{find, u16_of};
-use super::{NetlinkError, Socket, Subject};
+use super::attribute::{find, text_of, u16_of, walk};
+use super::generic::{Family, bytes, text};
+use super::{NetlinkError, Subject};
 use crate::inventory::EswitchMode;
 use crate::pci::PciAddress;
 
 /// A devlink socket in the calling thread's network namespace.
 #[derive(Debug)]
 pub struct Devlink {
-    socket: Socket,
-    /// The family's number; `None` when the kernel has no devlink.
-    family: Option<u16>,
+    family: Family,
 }
 
-/// A request: a command of a generic family with attributes.
-#[derive(Clone, Debug)]
-struct Request {
-    command: u8,
-    version: u8,
-    attributes: Vec<DefaultNla>,
+/// A device as devlink names it: `pci/0000:3b:00.0`, `netdevsim/netdevsim10`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// The bus.
+    pub bus: String,
+    /// The device's name on it.
+    pub name: String,
 }
 
-const GENL_ID_CTRL: u16 = 16;
-const CTRL_CMD_GETFAMILY: u8 = 3;
-const CTRL_VERSION: u8 = 2;
-const CTRL_ATTR_FAMILY_ID: u16 = 1;
-const CTRL_ATTR_FAMILY_NAME: u16 = 2;
-
+// include/uapi/linux/devlink.h, v6.12
 const DEVLINK_VERSION: u8 = 1;
 const DEVLINK_CMD_ESWITCH_GET: u8 = 29;
+const DEVLINK_CMD_ESWITCH_SET: u8 = 30;
+const DEVLINK_CMD_PARAM_GET: u8 = 38;
+const DEVLINK_CMD_PARAM_SET: u8 = 39;
+const DEVLINK_CMD_INFO_GET: u8 = 51;
 const DEVLINK_ATTR_BUS_NAME: u16 = 1;
 const DEVLINK_ATTR_DEV_NAME: u16 = 2;
 const DEVLINK_ATTR_ESWITCH_MODE: u16 = 25;
+const DEVLINK_ATTR_PARAM: u16 = 80;
+const DEVLINK_ATTR_PARAM_NAME: u16 = 81;
+const DEVLINK_ATTR_PARAM_TYPE: u16 = 83;
+const DEVLINK_ATTR_PARAM_VALUES_LIST: u16 = 84;
+const DEVLINK_ATTR_PARAM_VALUE: u16 = 85;
+const DEVLINK_ATTR_PARAM_VALUE_DATA: u16 = 86;
+const DEVLINK_ATTR_PARAM_VALUE_CMODE: u16 = 87;
+const DEVLINK_ATTR_INFO_VERSION_RUNNING: u16 = 101;
+const DEVLINK_ATTR_INFO_VERSION_NAME: u16 = 103;
+const DEVLINK_ATTR_INFO_VERSION_VALUE: u16 = 104;
 const DEVLINK_ESWITCH_MODE_LEGACY: u16 = 0;
+const DEVLINK_ESWITCH_MODE_SWITCHDEV: u16 = 1;
+const DEVLINK_PARAM_CMODE_RUNTIME: u8 = 0;
+/// `NLA_STRING` of include/net/netlink.h, as which a text parameter is typed.
+const NLA_STRING: u8 = 5;
 
-impl GenlFamily for Request {
-    fn family_name() -> &'static str {
-        "devlink"
-    }
+/// Names under which drivers tell the version of the whole firmware, in order of preference (Documentation/networking/devlink/devlink-info.rst, v6.12).
+const FIRMWARE_NAMES: [&str; 4] = ["fw", "fw.version", "fw.mgmt", "fw.bundle_id"];
 
-    fn command(&self) -> u8 {
-        self.command
-    }
-
-    fn version(&self) -> u8 {
-        self.version
+impl From<PciAddress> for Device {
+    fn from(address: PciAddress) -> Self {
+        Self { bus: "pci".to_owned(), name: address.to_string() }
     }
 }
 
-impl Emitable for Request {
-    fn buffer_len(&self) -> usize {
-        self.attributes.as_slice().buffer_len()
+impl Device {
+    fn attributes(&self) -> Vec<DefaultNla> {
+        vec![text(DEVLINK_ATTR_BUS_NAME, &self.bus), text(DEVLINK_ATTR_DEV_NAME, &self.name)]
     }
 
-    fn emit(&self, buffer: &mut [u8]) {
-        self.attributes.as_slice().emit(buffer);
+    fn subject(&self, operation: &'static str, what: &str) -> Subject {
+        Subject::new(operation, format!("{}/{}{what}", self.bus, self.name))
     }
 }
 
 impl Devlink {
     /// Opens a socket and looks the family up.
     pub fn open() -> Result<Self, NetlinkError> {
-        let socket = Socket::open(NETLINK_GENERIC)?;
-        let family = family(&socket)?;
-        Ok(Self { socket, family })
+        Ok(Self { family: Family::open("devlink", DEVLINK_VERSION)? })
     }
 
     /// The eswitch mode of a PCI function (`devlink dev eswitch show pci/ADDRESS`). `switchdev_inactive` of newer kernels is switchdev.
     pub fn eswitch_mode(&self, address: PciAddress) -> Result<EswitchMode, NetlinkError> {
-        let Some(family) = self.family else { return Ok(EswitchMode::Legacy) };
-        let attributes = vec![text(DEVLINK_ATTR_BUS_NAME, "pci"), text(DEVLINK_ATTR_DEV_NAME, &address.to_string())];
-        let request = message(family, Request { command: DEVLINK_CMD_ESWITCH_GET, version: DEVLINK_VERSION, attributes });
-        let subject = Subject::new("read the eswitch mode", format!("pci/{address}"));
-        let replies = match self.socket.request(&subject, 0, &request) {
+        self.eswitch_mode_of(&address.into())
+    }
+
+    /// As [`Devlink::eswitch_mode`], of any device.
+    pub fn eswitch_mode_of(&self, device: &Device) -> Result<EswitchMode, NetlinkError> {
+        let replies = match self.family.request(&device.subject("read the eswitch mode", ""), 0, DEVLINK_CMD_ESWITCH_GET, device.attributes()) {
             Ok(replies) => replies,
             // No devlink device, or a driver without eswitch.
             Err(error) if error.is_gone() || error.is_unsupported() => return Ok(EswitchMode::Legacy),
             Err(error) => return Err(error),
         };
-        let mode = replies
-            .first()
-            .and_then(|reply| reply.payload.get(GENL_HDRLEN..))
-            .and_then(|bytes| find(bytes, DEVLINK_ATTR_ESWITCH_MODE))
-            .and_then(u16_of);
+        let mode = replies.first().and_then(|reply| find(reply, DEVLINK_ATTR_ESWITCH_MODE)).and_then(u16_of);
         Ok(match mode {
             None | Some(DEVLINK_ESWITCH_MODE_LEGACY) => EswitchMode::Legacy,
             Some(_) => EswitchMode::Switchdev,
         })
     }
+
+    /// Sets the eswitch mode (`devlink dev eswitch set DEVICE mode MODE`), unless it is set already.
+    pub fn set_eswitch_mode(&self, device: &Device, mode: EswitchMode) -> Result<(), NetlinkError> {
+        if self.eswitch_mode_of(device)? == mode {
+            return Ok(());
+        }
+        let (number, word) = match mode {
+            EswitchMode::Legacy => (DEVLINK_ESWITCH_MODE_LEGACY, "legacy"),
+            EswitchMode::Switchdev => (DEVLINK_ESWITCH_MODE_SWITCHDEV, "switchdev"),
+        };
+        let mut attributes = device.attributes();
+        attributes.push(bytes(DEVLINK_ATTR_ESWITCH_MODE, &number.to_ne_bytes()));
+        self.family.change(&device.subject("set the eswitch mode", &format!(": {word}")), DEVLINK_CMD_ESWITCH_SET, attributes)
+    }
+
+    /// A text parameter of the driver as it runs (`devlink dev param show DEVICE name NAME`); `None` where the driver has none of this name.
+    pub fn text_param(&self, device: &Device, name: &str) -> Result<Option<String>, NetlinkError> {
+        let mut attributes = device.attributes();
+        attributes.push(text(DEVLINK_ATTR_PARAM_NAME, name));
+        match self.family.request(&device.subject("read a driver parameter", &format!(": {name}")), 0, DEVLINK_CMD_PARAM_GET, attributes) {
+            Ok(replies) => Ok(replies.first().and_then(|reply| runtime_text(reply))),
+            // Drivers say EINVAL for a parameter that they do not know.
+            Err(error) if error.is_gone() || error.is_unsupported() || error.is(rustix::io::Errno::INVAL) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sets a text parameter of the running driver (`devlink dev param set DEVICE name NAME value VALUE cmode runtime`).
+    pub fn set_text_param(&self, device: &Device, name: &str, value: &str) -> Result<(), NetlinkError> {
+        let mut attributes = device.attributes();
+        attributes.extend([
+            text(DEVLINK_ATTR_PARAM_NAME, name),
+            bytes(DEVLINK_ATTR_PARAM_TYPE, &[NLA_STRING]),
+            text(DEVLINK_ATTR_PARAM_VALUE_DATA, value),
+            bytes(DEVLINK_ATTR_PARAM_VALUE_CMODE, &[DEVLINK_PARAM_CMODE_RUNTIME]),
+        ]);
+        self.family.change(&device.subject("set a driver parameter", &format!(": {name}={value}")), DEVLINK_CMD_PARAM_SET, attributes)
+    }
+
+    /// The firmware's version as the driver tells it (`devlink dev info DEVICE`); `None` where it does not.
+    pub fn firmware(&self, device: &Device) -> Result<Option<String>, NetlinkError> {
+        match self.family.request(&device.subject("read the firmware's version", ""), 0, DEVLINK_CMD_INFO_GET, device.attributes()) {
+            Ok(replies) => Ok(replies.first().and_then(|reply| firmware_of(reply))),
+            Err(error) if error.is_gone() || error.is_unsupported() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
 }
 
-/// The number that the kernel gave the devlink family.
-fn family(socket: &Socket) -> Result<Option<u16>, NetlinkError> {
-    let attributes = vec![text(CTRL_ATTR_FAMILY_NAME, Request::family_name())];
-    let request = message(GENL_ID_CTRL, Request { command: CTRL_CMD_GETFAMILY, version: CTRL_VERSION, attributes });
-    let subject = Subject::new("look up the generic netlink family", Request::family_name());
-    let replies = match socket.request(&subject, 0, &request) {
-        Ok(replies) => replies,
-        Err(error) if error.is_gone() => return Ok(None),
-        Err(error) => return Err(error),
+/// The text that a parameter has while the driver runs.
+fn runtime_text(reply: &[u8]) -> Option<String> {
+    let values = find(find(reply, DEVLINK_ATTR_PARAM)?, DEVLINK_ATTR_PARAM_VALUES_LIST)?;
+    let runtime = |value: &&[u8]| find(value, DEVLINK_ATTR_PARAM_VALUE_CMODE).and_then(|mode| mode.first()) == Some(&DEVLINK_PARAM_CMODE_RUNTIME);
+    let value = walk(values).filter(|(kind, _)| *kind == DEVLINK_ATTR_PARAM_VALUE).map(|(_, value)| value).find(runtime)?;
+    find(value, DEVLINK_ATTR_PARAM_VALUE_DATA).and_then(text_of)
+}
+
+fn firmware_of(reply: &[u8]) -> Option<String> {
+    let named = |wanted: &str| {
+        let mut running = walk(reply).filter(|(kind, _)| *kind == DEVLINK_ATTR_INFO_VERSION_RUNNING).map(|(_, version)| version);
+        let version = running.find(|version| find(version, DEVLINK_ATTR_INFO_VERSION_NAME).and_then(text_of).as_deref() == Some(wanted))?;
+        find(version, DEVLINK_ATTR_INFO_VERSION_VALUE).and_then(text_of)
     };
-    let id = replies.first().and_then(|reply| reply.payload.get(GENL_HDRLEN..)).and_then(|bytes| find(bytes, CTRL_ATTR_FAMILY_ID)).and_then(u16_of);
-    id.map(Some).ok_or_else(|| subject.unreadable())
-}
-
-fn message(family: u16, request: Request) -> GenlMessage<Request> {
-    GenlMessage::new(GenlHeader { cmd: request.command, version: request.version }, request, family)
-}
-
-fn text(kind: u16, text: &str) -> DefaultNla {
-    DefaultNla::new(kind, [text.as_bytes(), &[0]].concat())
+    FIRMWARE_NAMES.iter().find_map(|name| named(name))
 }
 
 #[cfg(test)]
 mod tests {
+    use netlink_packet_core::Emitable as _;
+
+    use super::super::generic::nested;
     use super::*;
 
-    #[test]
-    fn a_function_without_devlink_is_in_legacy_mode() {
-        let devlink = Devlink::open().unwrap();
+    fn nowhere() -> Device {
         // Bus ff of the last domain: no machine has it.
-        assert_eq!(devlink.eswitch_mode("ffff:ff:1f.7".parse().unwrap()).unwrap(), EswitchMode::Legacy);
+        "ffff:ff:1f.7".parse::<PciAddress>().unwrap().into()
+    }
+
+    fn reply(attributes: &[DefaultNla]) -> Vec<u8> {
+        let mut buffer = vec![0; attributes.buffer_len()];
+        attributes.emit(&mut buffer);
+        buffer
     }
 
     #[test]
-    fn the_controller_family_answers_for_names_that_it_does_not_know() {
-        let socket = Socket::open(NETLINK_GENERIC).unwrap();
-        let request = message(
-            GENL_ID_CTRL,
-            Request { command: CTRL_CMD_GETFAMILY, version: CTRL_VERSION, attributes: vec![text(CTRL_ATTR_FAMILY_NAME, "nl-none")] },
-        );
-        let error = socket.request(&Subject::new("look up", "nl-none"), 0, &request).err().unwrap();
-        assert!(error.is_gone(), "{error}");
+    fn a_function_without_devlink_is_in_legacy_mode_and_has_no_parameters() {
+        let devlink = Devlink::open().unwrap();
+        assert_eq!(devlink.eswitch_mode_of(&nowhere()).unwrap(), EswitchMode::Legacy);
+        assert_eq!(devlink.text_param(&nowhere(), "flow_steering_mode").unwrap(), None);
+        assert_eq!(devlink.firmware(&nowhere()).unwrap(), None);
+        devlink.set_eswitch_mode(&nowhere(), EswitchMode::Legacy).unwrap();
+        assert!(devlink.set_eswitch_mode(&nowhere(), EswitchMode::Switchdev).is_err(), "only legacy can be had without an eswitch");
+    }
+
+    #[test]
+    fn of_a_parameters_values_the_running_one_is_read() {
+        let value = |cmode: u8, data: &str| {
+            nested(DEVLINK_ATTR_PARAM_VALUE, &[text(DEVLINK_ATTR_PARAM_VALUE_DATA, data), bytes(DEVLINK_ATTR_PARAM_VALUE_CMODE, &[cmode])])
+        };
+        let values = nested(DEVLINK_ATTR_PARAM_VALUES_LIST, &[value(2, "dmfs"), value(0, "smfs")]);
+        let param = nested(DEVLINK_ATTR_PARAM, &[text(DEVLINK_ATTR_PARAM_NAME, "flow_steering_mode"), values]);
+        assert_eq!(runtime_text(&reply(&[param])).as_deref(), Some("smfs"));
+        assert_eq!(runtime_text(&reply(&[nested(DEVLINK_ATTR_PARAM, &[])])), None);
+    }
+
+    #[test]
+    fn the_firmware_is_the_running_one_of_the_most_general_name() {
+        let version =
+            |kind, name: &str, value: &str| nested(kind, &[text(DEVLINK_ATTR_INFO_VERSION_NAME, name), text(DEVLINK_ATTR_INFO_VERSION_VALUE, value)]);
+        let stored = version(DEVLINK_ATTR_INFO_VERSION_RUNNING + 1, "fw", "9.9");
+        let told =
+            [version(DEVLINK_ATTR_INFO_VERSION_RUNNING, "fw.mgmt", "7.3"), stored, version(DEVLINK_ATTR_INFO_VERSION_RUNNING, "fw.version", "22.41")];
+        assert_eq!(firmware_of(&reply(&told)).as_deref(), Some("22.41"));
     }
 }

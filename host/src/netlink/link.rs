@@ -26,6 +26,21 @@ pub struct Link {
     pub promisc: bool,
     /// Set to receive all multicast frames (`IFF_ALLMULTI`, as set by a user).
     pub allmulti: bool,
+    /// What it is stacked on and what is stacked on it.
+    pub stack: Stack,
+}
+
+/// A link's place among the links of its namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stack {
+    /// Index of the bond, bridge, team, VRF or switch that it is a port of (`IFLA_MASTER`).
+    pub master: Option<u32>,
+    /// Index of the link below it in the same namespace (`IFLA_LINK` of a VLAN, macvlan, ipvlan, tunnel).
+    pub lower: Option<u32>,
+    /// `bond`, `bridge`, `vlan`, `openvswitch`, ...; `None` for hardware.
+    pub kind: Option<String>,
+    /// Identifier of the hardware switch that it is a port of (`IFLA_PHYS_SWITCH_ID`), in hexadecimal.
+    pub switch_id: Option<String>,
 }
 
 /// What to change on a link, all in one message; `None` leaves a thing alone.
@@ -55,7 +70,13 @@ pub struct LinkChange<'a> {
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
+const IFLA_MASTER: u16 = 10;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_INFO_KIND: u16 = 1;
 const IFLA_CARRIER: u16 = 33;
+const IFLA_PHYS_SWITCH_ID: u16 = 36;
+const IFLA_LINK_NETNSID: u16 = 37;
 const IFLA_PHYS_PORT_NAME: u16 = 38;
 const IFLA_MAX_MTU: u16 = 51;
 const IFLA_PROP_LIST: u16 = 52;
@@ -99,6 +120,14 @@ pub(super) fn parse(payload: &[u8]) -> Option<Link> {
             _ => LinkType::Other,
         },
     };
+    let hex = |value: &[u8]| value.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
+    let stack = Stack {
+        master: number(IFLA_MASTER).filter(|master| *master != 0),
+        // With a namespace id the index counts there; a link that names itself (a tunnel) stands on nothing.
+        lower: number(IFLA_LINK).filter(|lower| *lower != 0 && *lower != header.index && find(attributes, IFLA_LINK_NETNSID).is_none()),
+        kind: find(attributes, IFLA_LINKINFO).and_then(|info| find(info, IFLA_INFO_KIND)).and_then(text_of),
+        switch_id: find(attributes, IFLA_PHYS_SWITCH_ID).map(hex).filter(|id| !id.is_empty()),
+    };
     let on_pci = text(IFLA_PARENT_DEV_BUS_NAME).is_some_and(|bus| bus == "pci");
     Some(Link {
         netdev,
@@ -107,6 +136,7 @@ pub(super) fn parse(payload: &[u8]) -> Option<Link> {
         permanent_mac: mac(IFLA_PERM_ADDRESS),
         promisc: header.flags.contains(LinkFlags::Promisc),
         allmulti: header.flags.contains(LinkFlags::Allmulti),
+        stack,
     })
 }
 

@@ -13,7 +13,7 @@ use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage, Pro
 use netlink_packet_route::route::RouteMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
 
-use super::address::{self, InterfaceAddress, RouteEntry, RouteSpec};
+use super::address::{self, InterfaceAddress, RouteEntry, RouteOut, RouteSpec};
 use super::link::{self, IFLA_ALT_IFNAME, Link, LinkChange};
 use super::{NetlinkError, Reply, Socket, Subject, vf_info};
 use crate::netns::{NetNs, NetNsError};
@@ -138,6 +138,20 @@ impl Route {
         let replies = self.socket.request(&subject, NLM_F_DUMP, &Message::GetAddress(AddressMessage::default()))?;
         let all = replies.iter().filter_map(|reply| address::parse_address(&reply.payload));
         Ok(all.filter(|(index, _)| *index == ifindex).map(|(_, address)| address).collect())
+    }
+
+    /// The addresses of all links of the namespace, each with the index of its link.
+    pub fn all_addresses(&self) -> Result<Vec<(u32, InterfaceAddress)>, NetlinkError> {
+        let subject = Subject::new("list addresses", "the namespace");
+        let replies = self.socket.request(&subject, NLM_F_DUMP, &Message::GetAddress(AddressMessage::default()))?;
+        Ok(replies.iter().filter_map(|reply| address::parse_address(&reply.payload)).collect())
+    }
+
+    /// The unicast routes of the main table, both families, with the interfaces that they leave by.
+    pub fn routes_out(&self) -> Result<Vec<RouteOut>, NetlinkError> {
+        let subject = Subject::new("list routes", "the namespace");
+        let replies = self.socket.request(&subject, NLM_F_DUMP, &Message::GetRoute(RouteMessage::default()))?;
+        Ok(replies.iter().filter_map(|reply| address::parse_route_out(&reply.payload)).collect())
     }
 
     /// Removes all addresses of a link (`ip address flush dev LINK`). One that went away meanwhile is no error.
