@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use sriov_crds::node_state::{Interface, SriovNetworkNodeStateSpec, VfGroup as LooseGroup};
 use sriov_crds::vf_range::VfRange;
-use sriov_host::inventory::LinkType;
+use sriov_host::inventory::{EswitchMode, LinkType, RdmaMode};
 use sriov_host::pci::PciAddress;
 use sriov_host::vf::VfIndex;
 
@@ -21,8 +21,12 @@ pub struct Desired {
     pub rendered: bool,
     /// Each PF that is named, with its wish or why it cannot have one.
     pub pfs: BTreeMap<PciAddress, Result<DesiredPf, Refusal>>,
+    /// Namespace mode of RDMA devices; `None` leaves it as it is.
+    pub rdma_mode: Option<RdmaMode>,
     /// Entries without a readable address. As long as there is one, no PF is given up, because it might be the one meant.
     pub unreadable: Vec<Refusal>,
+    /// Settings of the whole machine that are not understood.
+    pub refused: Vec<Refusal>,
 }
 
 /// The wish for one PF.
@@ -38,6 +42,8 @@ pub struct DesiredPf {
     pub mtu: Option<u32>,
     /// Link layer asked for.
     pub link_type: Option<LinkType>,
+    /// Mode of the embedded switch; the API's empty value is legacy.
+    pub eswitch_mode: EswitchMode,
     /// Somebody else makes the VFs; we only bind and address them.
     pub externally_managed: bool,
     /// Who gets which VFs; the first group that covers a VF has it.
@@ -80,6 +86,15 @@ impl Desired {
     /// The wish in a spec. Never fails: what is not understood is a refusal inside.
     pub fn read(spec: &SriovNetworkNodeStateSpec) -> Self {
         let mut desired = Self { rendered: spec.policy_revision.is_some() || !spec.interfaces.is_empty(), ..Self::default() };
+        match spec.system.as_ref().and_then(|system| system.rdma_mode.as_deref()) {
+            None | Some("") => {}
+            Some("shared") => desired.rdma_mode = Some(RdmaMode::Shared),
+            Some("exclusive") => desired.rdma_mode = Some(RdmaMode::Exclusive),
+            Some(other) => {
+                let message = format!("the node state's spec.system.rdmaMode is {other:?}: expected shared or exclusive; the mode is left as it is");
+                desired.refused.push(Refusal { pf: None, name: String::new(), reason: Reason::InvalidSpec, message });
+            }
+        }
         for interface in &spec.interfaces {
             let Ok(address) = interface.pci_address.parse::<PciAddress>() else {
                 let message = format!(
@@ -119,6 +134,7 @@ impl DesiredPf {
             numvfs: u16::try_from(interface.num_vfs).map_err(|_| refuse(format!("numVfs is {}: expected 0 to {}", interface.num_vfs, u16::MAX)))?,
             mtu: mtu(interface.mtu).map_err(refuse)?,
             link_type: link_type(interface.link_type.as_deref()).map_err(refuse)?,
+            eswitch_mode: eswitch_mode(interface.eswitch_mode.as_deref()).map_err(refuse)?,
             externally_managed: interface.externally_managed,
             groups,
             interface: interface.clone(),
@@ -179,12 +195,6 @@ impl VfGroup {
 
 /// The refusal of features that the API has and this version has not.
 fn not_offered(interface: &Interface) -> Option<String> {
-    match interface.eswitch_mode.as_deref() {
-        None | Some("" | "legacy") => {}
-        Some(mode) => {
-            return Some(format!("eSwitchMode {mode:?} is not offered by this version: only legacy is; remove eSwitchMode from the policy"));
-        }
-    }
     let vdpa = |group: &&LooseGroup| group.vdpa_type.as_deref().is_some_and(|vdpa| !vdpa.is_empty());
     let group = interface.vf_groups.iter().find(vdpa)?;
     let policy = group.policy_name.as_deref().unwrap_or_default();
@@ -196,6 +206,14 @@ fn mtu(mtu: Option<i64>) -> Result<Option<u32>, String> {
     match mtu {
         None | Some(0) => Ok(None),
         Some(mtu) => u32::try_from(mtu).map(Some).map_err(|_| format!("mtu is {mtu}: expected 1 to {}", u32::MAX)),
+    }
+}
+
+fn eswitch_mode(text: Option<&str>) -> Result<EswitchMode, String> {
+    match text {
+        None | Some("" | "legacy") => Ok(EswitchMode::Legacy),
+        Some("switchdev") => Ok(EswitchMode::Switchdev),
+        Some(other) => Err(format!("eSwitchMode is {other:?}: expected legacy or switchdev")),
     }
 }
 
@@ -234,7 +252,7 @@ mod tests {
 - {pciAddress: '0000:01:00.0', numVfs: 2, vfGroups: [{vfRange: 0-1, policyName: a, resourceName: r}]}
 - {pciAddress: '0000:01:00.1', numVfs: 2, vfGroups: [{vfRange: 1-0, policyName: b}]}
 - {pciAddress: '0000:02:00.0', numVfs: -1}
-- {pciAddress: '0000:02:00.1', eSwitchMode: switchdev}
+- {pciAddress: '0000:02:00.1', eSwitchMode: switchdove}
 - {pciAddress: '0000:03:00.0', vfGroups: [{vfRange: 0-0, deviceType: igb_uio}]}
 - {pciAddress: '0000:03:00.1', linkType: fddi}
 - {pciAddress: '0000:04:00.0', vfGroups: [{vfRange: 0-0, vdpaType: vhost, policyName: c}]}
@@ -246,7 +264,7 @@ mod tests {
         let expected = [
             "InvalidSpec PF 0000:01:00.1: policy \"b\": empty VF range 1-0: the last index must not be below the first",
             "InvalidSpec PF 0000:02:00.0: numVfs is -1: expected 0 to 65535",
-            "UnsupportedSetting PF 0000:02:00.1: eSwitchMode \"switchdev\" is not offered by this version: only legacy is; remove eSwitchMode from the policy",
+            "InvalidSpec PF 0000:02:00.1: eSwitchMode is \"switchdove\": expected legacy or switchdev",
             "InvalidSpec PF 0000:03:00.0: policy \"\" has deviceType \"igb_uio\": expected netdevice or vfio-pci",
             "InvalidSpec PF 0000:03:00.1: linkType is \"fddi\": expected eth or ib",
             "UnsupportedSetting PF 0000:04:00.0: policy \"c\" asks for vdpaType, which this version does not offer: remove vdpaType from the policy",

@@ -5,11 +5,12 @@
 //! Invariant: a plan needs nothing but these values and the wish, so a saved observation plans the same anywhere.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use sriov_crds::node_state::Interface;
 use sriov_host::driver::is_userspace;
-use sriov_host::inventory::{Inventory, Pf, Vf};
+use sriov_host::inventory::{EswitchMode, Inventory, Pf, Vf};
 use sriov_host::pci::{DeviceId, PciAddress, VendorId};
 
 /// One look at the machine.
@@ -26,6 +27,12 @@ pub struct Observed {
     /// Whether the driver `vfio-pci` is loaded.
     #[serde(default)]
     pub vfio_pci_loaded: bool,
+    /// Whether its module could be loaded by us.
+    #[serde(default)]
+    pub vfio_pci_loadable: bool,
+    /// Whether network namespaces besides the host's are in use (the kernel then refuses to change the RDMA mode).
+    #[serde(default)]
+    pub has_namespaces: bool,
     /// NICs that may be configured; `None` where nobody restricts them (command line without a cluster).
     #[serde(default)]
     pub supported_nics: Option<SupportedNics>,
@@ -41,7 +48,7 @@ pub struct Observed {
 }
 
 /// What `/etc/sriov-operator/pci/<address>` holds: the wish that the PF was configured for, in the field's own form (a node state's
-/// `spec.interfaces[]` entry), and one key of ours, which the Go operator ignores.
+/// `spec.interfaces[]` entry), and two keys of ours, which the Go operator ignores.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// The wish.
@@ -50,6 +57,9 @@ pub struct Record {
     /// MTU of the PF before we first touched it, in bytes; absent in a record of the Go operator.
     #[serde(rename = "originalMtu", default, skip_serializing_if = "Option::is_none")]
     pub original_mtu: Option<u32>,
+    /// Eswitch mode of the PF before we first touched it; absent in a record of the Go operator, which knew legacy alone.
+    #[serde(rename = "originalEswitchMode", default, skip_serializing_if = "Option::is_none")]
+    pub original_eswitch_mode: Option<EswitchMode>,
 }
 
 /// The content of the ConfigMap `supported-nic-ids`.
@@ -97,14 +107,38 @@ impl Observed {
         self.inventory.pfs.iter().find(|pf| pf.address == address)
     }
 
-    /// Who uses a VF, if anyone does: a pod, by the CNI's journal; or somebody unknown, when a kernel driver has the VF and its netdev is not in
-    /// the namespace where the PF's is, so it was moved away.
-    pub fn user_of(&self, pf: &Pf, vf: &Vf) -> Option<&str> {
+    /// Who uses a VF, if anyone does: a pod, by the CNI's journal; the host itself, by what is on the VF's netdev; or somebody unknown, when a
+    /// kernel driver has the VF and its netdev is not in the namespace where the PF's is, so it was moved away.
+    pub fn user_of(&self, pf: &Pf, vf: &Vf) -> Option<User> {
         if let Some(user) = self.vfs_in_use.get(&vf.address) {
-            return Some(user);
+            return Some(User::Pod(user.clone()));
+        }
+        if let Some(first) = vf.facts.uses.first() {
+            return Some(User::Host(first.to_string()));
         }
         let moved = vf.driver.as_deref().is_some_and(|driver| !is_userspace(driver)) && vf.netdev.is_none() && pf.netdev.is_some();
-        moved.then_some("another network namespace")
+        moved.then_some(User::Unknown)
+    }
+}
+
+/// Who uses a VF.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum User {
+    /// A pod, as the CNI wrote it down.
+    Pod(String),
+    /// The host, for this.
+    Host(String),
+    /// Somebody in another network namespace, of whom no journal tells.
+    Unknown,
+}
+
+impl fmt::Display for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pod(pod) => f.write_str(pod),
+            Self::Host(what) => write!(f, "the host: {what}"),
+            Self::Unknown => f.write_str("another network namespace"),
+        }
     }
 }
 

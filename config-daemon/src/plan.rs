@@ -7,20 +7,24 @@
 //! empty plan is the definition of "done".
 
 pub mod disruption;
+pub mod family;
 pub mod order;
 pub mod refusal;
 pub mod step;
+mod traffic;
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use sriov_host::inventory::Pf;
 use sriov_host::pci::PciAddress;
 
-use crate::desired::{Desired, DesiredPf};
-use crate::observed::{Observed, Record};
+use crate::desired::{Desired, DesiredPf, DeviceType};
+use crate::observed::{Observed, Record, User};
 use disruption::Disruption;
+use family::Family;
 use refusal::{Reason, Refusal};
-use step::Step;
+use step::{Step, VFIO_PCI, mode_word};
 
 /// What to do, what not, and what it costs.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -31,6 +35,8 @@ pub struct Plan {
     pub refusals: Vec<Refusal>,
     /// What must happen to pods before the refusals that wait for them go away.
     pub disruption: Disruption,
+    /// PFs whose driver takes steps of several VFs at the same time.
+    pub parallel_vfs: BTreeSet<PciAddress>,
 }
 
 /// Compares wish and machine.
@@ -39,7 +45,8 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     if !desired.rendered {
         return plan;
     }
-    plan.refusals.extend(desired.unreadable.iter().cloned());
+    plan.refusals.extend(desired.unreadable.iter().chain(&desired.refused).cloned());
+    machine_steps(desired, observed, &mut plan);
     for wish in desired.pfs.values() {
         match wish {
             Ok(wish) => configure(wish, observed, &mut plan),
@@ -65,7 +72,31 @@ impl Plan {
 
     /// Whether a step of this plan removes or creates VFs of the PF.
     pub fn changes_numvfs(&self, pf: PciAddress) -> bool {
-        self.steps.iter().any(|step| matches!(step, Step::SetNumVfs { pf: changed, .. } if *changed == pf))
+        self.steps.iter().any(|step| matches!(step, Step::SetNumVfs { pf: changed, .. } | Step::SetEswitchMode { pf: changed, .. } if *changed == pf))
+    }
+}
+
+/// What is set once for the whole machine.
+fn machine_steps(desired: &Desired, observed: &Observed, plan: &mut Plan) {
+    if let Some(mode) = desired.rdma_mode
+        && let Some(found) = observed.inventory.kernel.rdma_mode.filter(|found| *found != mode)
+    {
+        if observed.has_namespaces {
+            let said = format!(
+                "rdmaMode {} is asked for and RDMA devices are {}; the kernel changes that only while no network namespace but the host's exists: it is done \
+                 when this daemon starts before the first pod (with --systemd at boot), or set  options ib_core netns_mode={}  in /etc/modprobe.d and reboot",
+                mode.as_str(),
+                found.as_str(),
+                u8::from(mode == sriov_host::inventory::RdmaMode::Shared)
+            );
+            plan.refusals.push(Refusal { pf: None, name: String::new(), reason: Reason::RebootRequired, message: said });
+        } else {
+            plan.steps.push(Step::SetRdmaMode { mode });
+        }
+    }
+    let vfio = |wish: &DesiredPf| wish.groups.iter().any(|group| group.device_type == DeviceType::VfioPci) && refusal::check(wish, observed).is_ok();
+    if !observed.vfio_pci_loaded && observed.vfio_pci_loadable && desired.pfs.values().flatten().any(vfio) {
+        plan.steps.push(Step::LoadModule { module: VFIO_PCI.to_owned() });
     }
 }
 
@@ -74,13 +105,26 @@ fn configure(wish: &DesiredPf, observed: &Observed, plan: &mut Plan) {
         Ok(pf) => pf,
         Err(refusal) => return plan.refusals.push(refusal),
     };
-    let renew = !wish.externally_managed && pf.numvfs != wish.numvfs;
+    let renew = !wish.externally_managed && (pf.numvfs != wish.numvfs || pf.eswitch_mode != wish.eswitch_mode);
+    let order = if renew { order::make(wish, pf, observed) } else { order::adjust(wish, pf, observed) };
+    let (steps, in_use) = traffic::spare(pf, order.steps);
+    let refused = steps.is_empty() && in_use.is_some();
+    plan.refusals.extend(in_use);
+    if refused && renew {
+        return;
+    }
     if renew && let Some(users) = users_of(pf, observed) {
-        let change = format!("{} asks for {} VFs instead of {}, for which all VFs are made anew", wish.policies(), wish.numvfs, pf.numvfs);
+        let change = if pf.numvfs == wish.numvfs {
+            format!("{} asks for eswitch mode {}, for which all VFs are made anew", wish.policies(), mode_word(wish.eswitch_mode))
+        } else {
+            format!("{} asks for {} VFs instead of {}, for which all VFs are made anew", wish.policies(), wish.numvfs, pf.numvfs)
+        };
         return plan.wait(pf, &change, &users);
     }
-    let order = if renew { order::make(wish, pf, observed) } else { order::adjust(wish, pf, observed) };
-    plan.steps.extend(order.steps);
+    if Family::of(pf).parallel_vfs {
+        plan.parallel_vfs.insert(pf.address);
+    }
+    plan.steps.extend(steps);
     if !order.waiting.is_empty() {
         plan.wait(pf, &format!("{} asks for another driver", wish.policies()), &order.waiting);
     }
@@ -94,26 +138,44 @@ fn give_up(pf: &Pf, record: &Record, observed: &Observed, plan: &mut Plan) {
         {
             return plan.wait(pf, "no policy asks for its VFs any more, so they are to be removed", &users);
         }
-        plan.steps.extend(order::take_back(pf, record, observed));
+        let (steps, in_use) = traffic::spare(pf, order::take_back(pf, record, observed));
+        if let Some(refusal) = in_use {
+            // Its record stays, so that it is taken back when the host has left the port.
+            return plan.refusals.push(refusal);
+        }
+        plan.steps.extend(steps);
     }
     plan.steps.push(Step::Forget { pf: pf.address });
 }
 
 /// A VF and who uses it.
-pub(crate) type User = (PciAddress, String);
+pub(crate) type VfUser = (PciAddress, User);
 
-fn users_of(pf: &Pf, observed: &Observed) -> Option<Vec<User>> {
-    let users: Vec<User> = pf.vfs.iter().filter_map(|vf| Some((vf.address, observed.user_of(pf, vf)?.to_owned()))).collect();
+fn users_of(pf: &Pf, observed: &Observed) -> Option<Vec<VfUser>> {
+    let users: Vec<VfUser> = pf.vfs.iter().filter_map(|vf| Some((vf.address, observed.user_of(pf, vf)?))).collect();
     (!users.is_empty()).then_some(users)
 }
 
 impl Plan {
-    fn wait(&mut self, pf: &Pf, change: &str, users: &[User]) {
+    fn wait(&mut self, pf: &Pf, change: &str, users: &[VfUser]) {
         let list: Vec<String> = users.iter().map(|(vf, user)| format!("{vf} ({user})")).collect();
-        let said = format!("{change}; waiting, because VFs are in use: {}. It is done as soon as those pods have ended", list.join(", "));
+        let by_host = users.iter().filter(|(_, user)| matches!(user, User::Host(_))).count();
+        let when = match by_host {
+            0 => "It is done as soon as those pods have ended",
+            all if all == users.len() => "It is done when the host does not use them any more: take them out of its network configuration",
+            _ => "It is done when those pods have ended and the host does not use its VFs any more: take them out of its network configuration",
+        };
+        let said = format!("{change}; waiting, because VFs are in use: {}. {when}", list.join(", "));
         let name = pf.netdev.as_ref().map_or("", |n| n.name.as_str());
         self.refusals.push(Refusal::of(pf.address, name, Reason::VfsInUse, &said));
-        self.disruption.add(users.iter().map(|(vf, _)| *vf));
+        for (vf, user) in users {
+            match user {
+                User::Pod(_) => self.disruption.add([*vf], true),
+                User::Unknown => self.disruption.add([*vf], false),
+                // No drain frees it.
+                User::Host(_) => {}
+            }
+        }
     }
 }
 

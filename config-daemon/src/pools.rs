@@ -101,7 +101,8 @@ fn has(wish: &DesiredPf, position: usize, vf: VfIndex) -> bool {
 }
 
 fn is_ready(group: &VfGroup, pf: &Pf, vf: &Vf, plan: &Plan) -> bool {
-    Driver::of(group.device_type).is(vf.driver.as_deref()) && !plan.steps.iter().any(|step| step.pf() == pf.address && step.vf() == Some(vf.index))
+    Driver::of(group.device_type).is(vf.driver.as_deref())
+        && !plan.steps.iter().any(|step| step.pf() == Some(pf.address) && step.vf() == Some(vf.index))
 }
 
 fn selector(pf: &Pf, group: &VfGroup, ready: &[&Vf]) -> Selector {

@@ -198,7 +198,7 @@ fn virtual_function(pf: &Pf, vf: &Vf, observed: &Observed) -> VfStatus {
         vendor: Some(vf.vendor.to_string()),
         device_id: Some(vf.device.to_string()),
         mtu: netdev.map(|n| i64::from(n.mtu)),
-        assigned: observed.user_of(pf, vf).map(str::to_owned),
+        assigned: observed.user_of(pf, vf).map(|user| user.to_string()),
         iommu_group: vf.iommu_group.map(i64::from),
         ..VfStatus::default()
     }

@@ -10,6 +10,8 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use serde::Deserialize;
 use sriov_crds::node_state::{Interface, SriovNetworkNodeStateSpec};
 use sriov_host::pci::PciAddress;
@@ -34,6 +36,12 @@ pub struct StoreError {
     operation: &'static str,
     path: PathBuf,
     cause: io::Error,
+}
+
+/// A VF that the CNI gives to nobody, until this is dropped.
+#[derive(Debug)]
+pub struct VfLock {
+    _file: Option<File>,
 }
 
 /// The part of a CNI journal that says who has the VF. The journal's form is the CNI's; everything else in it is skipped.
@@ -77,7 +85,7 @@ impl Store {
         for path in list(&self.records_folder())? {
             let Some(address) = file_name(&path).parse::<PciAddress>().ok() else { continue };
             let Some(text) = read(&path)? else { continue };
-            let unknown = || Record { interface: Interface { pci_address: address.to_string(), ..Interface::default() }, original_mtu: None };
+            let unknown = || Record { interface: Interface { pci_address: address.to_string(), ..Interface::default() }, ..Record::default() };
             records.insert(address, serde_json::from_str(&text).unwrap_or_else(|_| unknown()));
         }
         Ok(records)
@@ -131,6 +139,24 @@ impl Store {
             }
         }
         Ok(users)
+    }
+
+    /// Takes the lock under which the CNI gives a VF to a pod or takes it back; `None` while a call of the CNI holds it. Where the lock's file is
+    /// not there and cannot be made, the CNI has never had the VF: the journals alone are looked at then.
+    pub fn lock_vf(&self, vf: PciAddress) -> Result<Option<VfLock>, StoreError> {
+        let path = self.root.join("var/lib/cni/sriov/lock").join(format!("{vf}.lock"));
+        let opened = File::open(&path).or_else(|_| File::options().create(true).truncate(false).write(true).open(&path));
+        let Ok(file) = opened else { return Ok(Some(VfLock { _file: None })) };
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(VfLock { _file: Some(file) })),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(StoreError { operation: "lock", path, cause: errno.into() }),
+        }
+    }
+
+    /// Whether container runtimes have made network namespaces on this machine.
+    pub fn has_namespaces(&self) -> bool {
+        list(&self.root.join("run/netns")).is_ok_and(|names| !names.is_empty())
     }
 
     /// Whether the owner's namespace has certainly ended.
@@ -242,6 +268,19 @@ mod tests {
         store.delete_record(pf).unwrap();
         store.delete_record(pf).unwrap();
         assert!(!store.records().unwrap().contains_key(&pf));
+    }
+
+    #[test]
+    fn a_vf_is_locked_once_at_a_time_and_free_again_afterwards() {
+        let (folder, store) = store();
+        let vf: PciAddress = "0000:01:10.0".parse().unwrap();
+        assert!(store.lock_vf(vf).unwrap().is_some(), "without the CNI's folder there is nothing to lock");
+        fs::create_dir_all(folder.path().join("var/lib/cni/sriov/lock")).unwrap();
+        let held = store.lock_vf(vf).unwrap().expect("it is free");
+        assert!(store.lock_vf(vf).unwrap().is_none());
+        assert!(store.lock_vf("0000:01:10.2".parse().unwrap()).unwrap().is_some(), "another VF has its own");
+        drop(held);
+        assert!(store.lock_vf(vf).unwrap().is_some());
     }
 
     #[test]

@@ -9,16 +9,19 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use sriov_host::inventory::Netdev;
+use sriov_host::netlink::devlink::Devlink;
+use sriov_host::netlink::ethtool::Ethtool;
+use sriov_host::netlink::rdma::Rdma;
 use sriov_host::netlink::{LinkChange, Route};
 use sriov_host::pci::PciAddress;
 use sriov_host::uevent::{UeventError, UeventSocket};
 use sriov_host::vf::{VfIndex, VfSetting};
-use sriov_host::{Host, discover, driver, kernel, sriov};
+use sriov_host::{Host, discover, driver, kernel, module, sriov};
 
 use super::{Machine, ObserveError, StepError};
 use crate::observed::Observed;
 use crate::plan::step::{Driver, Step, VFIO_PCI};
-use crate::store::Store;
+use crate::store::{Store, VfLock};
 
 /// Longest wait for VFs after `sriov_numvfs` was written: drivers with many VFs need a while.
 const VFS_DEADLINE: Duration = Duration::from_mins(2);
@@ -58,36 +61,43 @@ impl Linux {
         wait(find)?.ok_or_else(missing)
     }
 
-    /// The VF's address, unless a pod has it.
-    fn free_vf(&self, pf: PciAddress, vf: VfIndex) -> Result<PciAddress, StepError> {
+    /// The VF's address and its lock, unless a pod has it. While the lock is held the CNI gives the VF to nobody.
+    fn free_vf(&self, pf: PciAddress, vf: VfIndex) -> Result<(PciAddress, VfLock), StepError> {
         let address = self.vf_address(pf, vf)?;
+        let lock = self.lock(address)?;
         let mut users: BTreeMap<PciAddress, String> = self.store.vfs_in_use().map_err(refused)?;
         match users.remove(&address) {
             Some(user) => Err(StepError::VfTaken { vf: address.to_string(), user }),
-            None => Ok(address),
+            None => Ok((address, lock)),
         }
     }
 
-    fn none_in_use(&self, pf: PciAddress) -> Result<(), StepError> {
+    fn lock(&self, vf: PciAddress) -> Result<VfLock, StepError> {
+        let taken = || StepError::VfTaken { vf: vf.to_string(), user: "a CNI call that is under way".to_owned() };
+        self.store.lock_vf(vf).map_err(refused)?.ok_or_else(taken)
+    }
+
+    /// The locks of all VFs of a PF, of which none is in use.
+    fn none_in_use(&self, pf: PciAddress) -> Result<Vec<VfLock>, StepError> {
+        let vfs = discover::vf_addresses(&self.host, pf).map_err(refused)?;
+        let locks = vfs.iter().map(|(_, address)| self.lock(*address)).collect::<Result<Vec<_>, _>>()?;
         let users = self.store.vfs_in_use().map_err(refused)?;
-        for (_, address) in discover::vf_addresses(&self.host, pf).map_err(refused)? {
+        for (_, address) in vfs {
             if let Some(user) = users.get(&address) {
                 return Err(StepError::VfTaken { vf: address.to_string(), user: user.clone() });
             }
         }
-        Ok(())
+        Ok(locks)
     }
 
     fn set_numvfs(&self, pf: PciAddress, to: u16) -> Result<(), StepError> {
-        if to == 0 {
-            self.none_in_use(pf)?;
-        }
+        let _locks = if to == 0 { self.none_in_use(pf)? } else { Vec::new() };
         sriov::set_numvfs(&self.host, pf, to).map_err(refused)?;
         sriov::wait_for_vfs(&self.host, pf, to, Instant::now() + VFS_DEADLINE).map_err(refused)
     }
 
     fn bind(&self, pf: PciAddress, vf: VfIndex, driver: Driver) -> Result<(), StepError> {
-        let address = self.free_vf(pf, vf)?;
+        let (address, _lock) = self.free_vf(pf, vf)?;
         let deadline = Instant::now() + DRIVER_DEADLINE;
         match driver {
             Driver::VfioPci => driver::bind(&self.host, address, VFIO_PCI, deadline).map_err(refused),
@@ -116,6 +126,8 @@ impl Machine for Linux {
             }
         }
         observed.vfio_pci_loaded = driver::is_loaded(&self.host, VFIO_PCI);
+        observed.vfio_pci_loadable = !observed.vfio_pci_loaded && module::is_available(&self.host, VFIO_PCI);
+        observed.has_namespaces = self.store.has_namespaces();
         observed.records = self
             .store
             .records()
@@ -129,17 +141,25 @@ impl Machine for Linux {
             Step::Forget { pf } => self.store.delete_record(*pf).map_err(refused),
             Step::SetAutoprobe { pf, on } => sriov::set_autoprobe(&self.host, *pf, *on).map_err(refused),
             Step::SetNumVfs { pf, to, .. } => self.set_numvfs(*pf, *to),
+            Step::LoadModule { module } => module::load(&self.host, module).map_err(refused),
+            Step::SetRdmaMode { mode } => Rdma::open().and_then(|rdma| rdma.set_mode(*mode)).map_err(refused),
+            Step::SetEswitchMode { pf, mode } => {
+                let _locks = self.none_in_use(*pf)?;
+                Devlink::open().and_then(|devlink| devlink.set_eswitch_mode(&(*pf).into(), *mode)).map_err(refused)
+            }
+            Step::EnableOffload { pf } => enable_offload(*pf),
+            Step::SetSteering { pf, mode } => set_steering(*pf, mode),
             Step::SetPfUp { pf } => change_netdev(*pf, &LinkChange { up: Some(true), ..LinkChange::default() }),
             Step::SetPfMtu { pf, to, .. } => change_netdev(*pf, &LinkChange { mtu: Some(*to), ..LinkChange::default() }),
             Step::SetAdminMac { pf, vf, mac } => {
-                self.free_vf(*pf, *vf)?;
+                let _free = self.free_vf(*pf, *vf)?;
                 let route = Route::open().map_err(refused)?;
                 let netdev = netdev(&route, *pf)?;
                 route.set_vf(netdev.ifindex, *vf, &[VfSetting::Mac(*mac)]).map_err(refused)
             }
             Step::BindDriver { pf, vf, driver } => self.bind(*pf, *vf, *driver),
             Step::SetVfMtu { pf, vf, mtu } => {
-                let address = self.free_vf(*pf, *vf)?;
+                let (address, _lock) = self.free_vf(*pf, *vf)?;
                 change_netdev(address, &LinkChange { mtu: Some(*mtu), ..LinkChange::default() })
             }
         }
@@ -159,6 +179,28 @@ fn netdev(route: &Route, address: PciAddress) -> Result<Netdev, StepError> {
     let find = || Ok(route.link_by_pci(address).map_err(refused)?.map(|link| link.netdev));
     let missing = || StepError::Refused(format!("{address} has no netdev in this network namespace within {DRIVER_DEADLINE:?}"));
     wait(find)?.ok_or_else(missing)
+}
+
+/// A driver without the feature is left as it is: switchdev mode works without, in software.
+fn enable_offload(pf: PciAddress) -> Result<(), StepError> {
+    let netdev = netdev(&Route::open().map_err(refused)?, pf)?;
+    match Ethtool::open().and_then(|ethtool| ethtool.enable_feature(netdev.ifindex, "hw-tc-offload")) {
+        Err(error) if error.is_unsupported() => Ok(()),
+        result => result.map_err(refused),
+    }
+}
+
+/// A driver without the choice is left as it is.
+fn set_steering(pf: PciAddress, mode: &str) -> Result<(), StepError> {
+    const PARAM: &str = "flow_steering_mode";
+    let devlink = Devlink::open().map_err(refused)?;
+    match devlink.text_param(&pf.into(), PARAM).map_err(refused)? {
+        Some(found) if found != mode => match devlink.set_text_param(&pf.into(), PARAM, mode) {
+            Err(error) if error.is_unsupported() => Ok(()),
+            result => result.map_err(refused),
+        },
+        _ => Ok(()),
+    }
 }
 
 fn change_netdev(address: PciAddress, change: &LinkChange<'_>) -> Result<(), StepError> {

@@ -3,13 +3,14 @@
 //! What it does as the real one does (spec/lab notes on igb, kernel 6.12): numvfs from N to M is EBUSY, above totalvfs ERANGE; 0 drops VFs with
 //! their settings; VFs may be seen late; they get a driver by themselves only when autoprobe is on; VFs of a PF whose autoprobe is off cannot get their kernel driver; a VF
 //! probes with its administrative MAC, or with a random one; an administrative MAC does not reach a netdev that exists; the netdev is gone while
-//! another driver has the VF. Any step can be told to fail.
+//! another driver has the VF; an eswitch changes its mode as its family wants it and loses it with the VFs; bnxt_en ignores the number of VFs while
+//! its PF is down. Any step can be told to fail. Steps may come from several threads.
 //!
 //! Invariant: it counts what must never happen (`crimes`), so that tests need not look for it.
 
-use std::cell::{Cell, RefCell};
+use std::sync::{Mutex, MutexGuard};
 
-use sriov_host::inventory::{EswitchMode, Inventory, Iommu, LinkType, Netdev, Pf, Vf};
+use sriov_host::inventory::{EswitchMode, Facts, Inventory, Iommu, LinkType, Netdev, Pf, Vf};
 use sriov_host::mac::MacAddr;
 use sriov_host::pci::{DeviceId, PciAddress, VendorId};
 use sriov_host::rate::Mbps;
@@ -17,55 +18,76 @@ use sriov_host::vf::{VfAttributes, VfIndex, VfVlan};
 
 use super::{Machine, ObserveError, StepError};
 use crate::observed::Observed;
+use crate::plan::family::{Eswitch, Family, Traffic};
 use crate::plan::step::{Driver, Step, VFIO_PCI};
 
 pub(crate) struct Sim {
-    state: RefCell<Observed>,
-    fail_once: RefCell<Option<String>>,
-    fail_at: Cell<Option<usize>>,
-    /// The next VFs that are made are seen only after another step.
-    pub(crate) late: Cell<bool>,
-    hidden: Cell<bool>,
-    /// Steps performed or failed so far, in words.
-    pub(crate) log: RefCell<Vec<String>>,
-    /// What must never happen.
-    pub(crate) crimes: RefCell<Vec<String>>,
-    random: Cell<u16>,
+    state: Mutex<Observed>,
+    notes: Mutex<Notes>,
+}
+
+#[derive(Default)]
+struct Notes {
+    fail_once: Option<String>,
+    fail_at: Option<usize>,
+    late: bool,
+    hidden: bool,
+    log: Vec<String>,
+    crimes: Vec<String>,
+    random: u16,
 }
 
 impl Sim {
     pub(crate) fn new(state: Observed) -> Self {
-        let (fail_once, log, crimes) = (RefCell::default(), RefCell::default(), RefCell::default());
-        let (late, hidden) = (Cell::new(false), Cell::new(false));
-        Self { state: RefCell::new(state), fail_once, fail_at: Cell::new(None), late, hidden, log, crimes, random: Cell::new(1) }
+        Self { state: Mutex::new(state), notes: Mutex::new(Notes { random: 1, ..Notes::default() }) }
+    }
+
+    fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.notes.lock().unwrap()
+    }
+
+    /// Steps performed or failed so far, in words.
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.notes().log.clone()
+    }
+
+    /// What must never happen, and did.
+    pub(crate) fn crimes(&self) -> Vec<String> {
+        self.notes().crimes.clone()
+    }
+
+    /// The next VFs that are made are seen only after another step.
+    pub(crate) fn make_late(&self, late: bool) {
+        self.notes().late = late;
     }
 
     /// A machine with idle igb PFs at these addresses, an IOMMU and vfio-pci.
     pub(crate) fn with_pfs(addresses: &[&str]) -> Self {
         let pfs = addresses.iter().enumerate().map(|(i, address)| idle_pf(address.parse().unwrap(), u32::try_from(i).unwrap() + 2)).collect();
         let iommu = Iommu { active: true, command_line: "intel_iommu=on".to_owned() };
-        let inventory = Inventory { iommu, pfs };
+        let inventory = Inventory { iommu, pfs, ..Inventory::default() };
         Self::new(Observed { inventory, vfio_pci_loaded: true, machine_id: "sim".to_owned(), ..Observed::default() })
     }
 
     /// The next step whose text begins so fails.
     pub(crate) fn fail_once_on(&self, beginning: &str) {
-        *self.fail_once.borrow_mut() = Some(beginning.to_owned());
+        self.notes().fail_once = Some(beginning.to_owned());
     }
 
     /// The step with this number, counted from now, fails.
     pub(crate) fn fail_step(&self, number: usize) {
-        self.fail_at.set(Some(self.log.borrow().len() + number));
+        let mut notes = self.notes();
+        notes.fail_at = Some(notes.log.len() + number);
     }
 
     /// Lets a test be the rest of the world.
     pub(crate) fn change(&self, change: impl FnOnce(&mut Observed)) {
-        change(&mut self.state.borrow_mut());
+        change(&mut self.state.lock().unwrap());
     }
 
     /// VFs as a stranger makes them: autoprobe on, random MACs.
     pub(crate) fn make_vfs(&self, pf: PciAddress, count: u16) {
-        let mut state = self.state.borrow_mut();
+        let mut state = self.state.lock().unwrap();
         let found = state.inventory.pfs.iter_mut().find(|p| p.address == pf).unwrap();
         found.numvfs = count;
         found.vfs = (0..count).map(|i| fresh_vf(found, VfIndex(i))).collect();
@@ -74,18 +96,24 @@ impl Sim {
         }
     }
 
-    fn told_to_fail(&self, text: &str) -> bool {
-        let once = self.fail_once.borrow_mut().take_if(|beginning| text.starts_with(beginning.as_str())).is_some();
-        once || self.fail_at.get() == Some(self.log.borrow().len())
+    /// Writes a step down; answers whether it was told to fail.
+    fn begin(&self, text: &str) -> bool {
+        let mut notes = self.notes();
+        notes.hidden = false;
+        let once = notes.fail_once.take_if(|beginning| text.starts_with(beginning.as_str())).is_some();
+        let fails = once || notes.fail_at == Some(notes.log.len());
+        notes.log.push(text.to_owned());
+        fails
     }
 
     fn crime(&self, text: String) {
-        self.crimes.borrow_mut().push(text);
+        self.notes().crimes.push(text);
     }
 
     fn next_mac(&self) -> MacAddr {
-        self.random.set(self.random.get() + 1);
-        let [a, b] = self.random.get().to_be_bytes();
+        let mut notes = self.notes();
+        notes.random += 1;
+        let [a, b] = notes.random.to_be_bytes();
         MacAddr([0x02, 0xff, 0xff, 0, a, b])
     }
 
@@ -108,8 +136,22 @@ impl Sim {
             self.crime(format!("{pf}: numvfs {} to {to} without 0 between", found.numvfs));
             return Err(StepError::Refused("EBUSY".to_owned()));
         }
-        for vf in found.vfs.iter().filter(|vf| in_use.contains(&vf.address)) {
+        for vf in found.vfs.iter().filter(|vf| in_use.contains(&vf.address) || !vf.facts.uses.is_empty()) {
             self.crime(format!("VF {} removed while in use", vf.address));
+        }
+        let family = Family::of(found);
+        if family.traffic == Traffic::Stops && !found.facts.uses.is_empty() {
+            self.crime(format!("{pf}: the host's traffic was stopped"));
+        }
+        if family.driver == "bnxt_en" && found.netdev.as_ref().is_none_or(|netdev| !netdev.admin_up) {
+            self.crime(format!("{pf}: numvfs written while it is down"));
+            return Ok(());
+        }
+        if family.eswitch == Eswitch::AfterVfs {
+            if to > 0 && found.eswitch_mode == EswitchMode::Switchdev {
+                self.crime(format!("{pf}: VFs made in switchdev mode"));
+            }
+            found.eswitch_mode = EswitchMode::Legacy;
         }
         found.numvfs = to;
         found.vfs = (0..to).map(|i| fresh_vf(found, VfIndex(i))).collect();
@@ -118,19 +160,43 @@ impl Sim {
                 self.probe(vf);
             }
         }
-        if to > 0 && self.late.take() {
-            self.hidden.set(true);
+        let mut notes = self.notes();
+        if to > 0 && std::mem::take(&mut notes.late) {
+            notes.hidden = true;
             return Err(StepError::Refused("the VFs did not appear in time".to_owned()));
         }
         Ok(())
     }
 
+    fn set_eswitch(&self, state: &mut Observed, pf: PciAddress, mode: EswitchMode) -> Result<(), StepError> {
+        let found = state.inventory.pfs.iter_mut().find(|p| p.address == pf).ok_or_else(|| StepError::Refused("no such PF".to_owned()))?;
+        if found.eswitch_mode == mode {
+            return Ok(());
+        }
+        if !found.facts.uses.is_empty() {
+            self.crime(format!("{pf}: the netdev that the host uses was taken away"));
+        }
+        let wrong = match (Family::of(found).eswitch, mode) {
+            (Eswitch::Missing, _) => true,
+            (Eswitch::BeforeVfs, _) => found.numvfs > 0,
+            (Eswitch::AfterVfs, EswitchMode::Switchdev) => found.numvfs == 0 || found.vfs.iter().any(|vf| vf.driver.is_some()),
+            (Eswitch::AfterVfs, EswitchMode::Legacy) => found.vfs.iter().any(|vf| vf.driver.is_some()),
+        };
+        if wrong {
+            self.crime(format!("{pf}: eswitch mode {mode:?} set at the wrong time"));
+            return Err(StepError::Refused("EOPNOTSUPP".to_owned()));
+        }
+        found.eswitch_mode = mode;
+        Ok(())
+    }
+
     fn vf_step(&self, state: &mut Observed, step: &Step, index: VfIndex) -> Result<(), StepError> {
-        let autoprobe = !state.autoprobe_off.contains(&step.pf());
+        let address = step.pf().unwrap();
+        let autoprobe = !state.autoprobe_off.contains(&address);
         let in_use = state.vfs_in_use.clone();
-        let pf = state.inventory.pfs.iter_mut().find(|p| p.address == step.pf());
+        let pf = state.inventory.pfs.iter_mut().find(|p| p.address == address);
         let vf = pf.and_then(|pf| pf.vfs.iter_mut().find(|vf| vf.index == index)).ok_or_else(|| StepError::Refused("no such VF".to_owned()))?;
-        if in_use.contains_key(&vf.address) {
+        if in_use.contains_key(&vf.address) || !vf.facts.uses.is_empty() {
             self.crime(format!("VF {} changed while in use: {step}", vf.address));
         }
         match step {
@@ -158,22 +224,18 @@ impl Sim {
 
 impl Machine for Sim {
     fn observe(&self) -> Result<Observed, ObserveError> {
-        let mut seen = self.state.borrow().clone();
-        if self.hidden.get() {
+        let mut seen = self.state.lock().unwrap().clone();
+        if self.notes().hidden {
             seen.inventory.pfs.iter_mut().for_each(|pf| pf.vfs.clear());
         }
         Ok(seen)
     }
 
     fn perform(&self, step: &Step) -> Result<(), StepError> {
-        self.hidden.set(false);
-        let text = step.to_string();
-        let fail = self.told_to_fail(&text);
-        self.log.borrow_mut().push(text);
-        if fail {
+        if self.begin(&step.to_string()) {
             return Err(StepError::Refused("told to fail".to_owned()));
         }
-        let mut state = self.state.borrow_mut();
+        let mut state = self.state.lock().unwrap();
         if let Some(vf) = step.vf() {
             return self.vf_step(&mut state, step, vf);
         }
@@ -183,6 +245,9 @@ impl Machine for Sim {
             Step::SetAutoprobe { pf, on: true } => _ = state.autoprobe_off.remove(pf),
             Step::SetAutoprobe { pf, on: false } => _ = state.autoprobe_off.insert(*pf),
             Step::SetNumVfs { pf, to, .. } => return self.set_numvfs(&mut state, *pf, *to),
+            Step::SetEswitchMode { pf, mode } => return self.set_eswitch(&mut state, *pf, *mode),
+            Step::LoadModule { module } if module == VFIO_PCI => state.vfio_pci_loaded = true,
+            Step::SetRdmaMode { mode } => state.inventory.kernel.rdma_mode = Some(*mode),
             Step::SetPfUp { pf } | Step::SetPfMtu { pf, .. } => {
                 let found = state.inventory.pfs.iter_mut().find(|p| p.address == *pf).and_then(|p| p.netdev.as_mut());
                 let netdev = found.ok_or_else(|| StepError::Refused("ENODEV".to_owned()))?;
@@ -190,8 +255,16 @@ impl Machine for Sim {
                     Step::SetPfMtu { to, .. } => netdev.mtu = *to,
                     _ => netdev.admin_up = true,
                 }
+                if state.inventory.pfs.iter().any(|p| p.address == *pf && !p.facts.uses.is_empty()) && matches!(step, Step::SetPfMtu { .. }) {
+                    self.crime(format!("{pf}: the MTU of a port that the host uses was changed"));
+                }
             }
-            Step::SetAdminMac { .. } | Step::BindDriver { .. } | Step::SetVfMtu { .. } => {}
+            Step::LoadModule { .. }
+            | Step::EnableOffload { .. }
+            | Step::SetSteering { .. }
+            | Step::SetAdminMac { .. }
+            | Step::BindDriver { .. }
+            | Step::SetVfMtu { .. } => {}
         }
         Ok(())
     }
@@ -212,6 +285,7 @@ fn idle_pf(address: PciAddress, ifindex: u32) -> Pf {
         netdev: Some(Netdev { admin_up: false, ..netdev(ifindex, &format!("pf{ifindex}"), mac) }),
         link_speed_mbps: Some(1000),
         vfs: Vec::new(),
+        facts: Facts::default(),
     }
 }
 
@@ -250,5 +324,6 @@ fn fresh_vf(pf: &Pf, index: VfIndex) -> Vf {
         numa_node: None,
         netdev: None,
         attributes: Some(attributes),
+        facts: Facts::default(),
     }
 }

@@ -8,21 +8,25 @@
 //! - Autoprobe is off while VFs are made, so that each is bound once, to the right driver. It must be on again before a VF is bound to its kernel
 //!   driver: `pci_device_can_probe` (drivers/pci/pci-driver.c, v6.12) refuses a VF of a PF whose autoprobe is off.
 //! - `sriov_numvfs` goes through 0: the kernel answers N to M with EBUSY (Documentation/ABI/testing/sysfs-bus-pci, v6.12).
-//! - The PF is up, and its MTU raised, before VFs get their driver: `igbvf` probes with a random MAC while its PF is down.
+//! - The PF is up, and its MTU raised, before VFs are made: `bnxt_en` ignores the write while its PF is down, and `igbvf` probes with a random MAC
+//!   then. The MTU is raised when the old VFs are gone, because drivers that lay out buffers by it refuse it otherwise.
+//! - The eswitch changes its mode where the driver wants it (`family`): before there are VFs, or when there are and none has a driver yet. The way
+//!   to another number of VFs in switchdev mode is the same as the way there, because drivers that want VFs first take the mode back with them.
 //! - The administrative MAC is set before the driver is bound: an `igbvf` netdev takes it over only when it is probed.
 //!
 //! Invariant: a VF that somebody uses gets no step.
 
 use sha2::{Digest, Sha256};
 use sriov_host::driver::is_userspace;
-use sriov_host::inventory::{LinkType, Netdev, Pf, Vf};
+use sriov_host::inventory::{EswitchMode, LinkType, Netdev, Pf, Vf};
 use sriov_host::mac::MacAddr;
 use sriov_host::pci::PciAddress;
 use sriov_host::vf::VfIndex;
 
-use super::User;
+use super::VfUser;
+use super::family::{Eswitch, Family};
 use super::step::{Driver, Step};
-use crate::desired::{DesiredPf, DeviceType};
+use crate::desired::{DesiredPf, DeviceType, VfGroup};
 use crate::observed::{Observed, Record};
 
 /// Linux's default MTU, for PFs whose first MTU nobody wrote down.
@@ -32,7 +36,7 @@ const DEFAULT_MTU: u32 = 1500;
 #[derive(Debug, Default)]
 pub(crate) struct Order {
     pub(crate) steps: Vec<Step>,
-    pub(crate) waiting: Vec<User>,
+    pub(crate) waiting: Vec<VfUser>,
 }
 
 /// Makes all VFs of a PF anew.
@@ -46,13 +50,16 @@ pub(crate) fn make(wish: &DesiredPf, pf: &Pf, observed: &Observed) -> Order {
     if pf.numvfs > 0 {
         steps.push(Step::SetNumVfs { pf: pf.address, from: pf.numvfs, to: 0 });
     }
+    let (before, after) = eswitch(wish, pf);
+    steps.extend(before);
+    steps.extend(pf_netdev(wish, pf));
     if wish.numvfs > 0 {
         steps.push(Step::SetNumVfs { pf: pf.address, from: 0, to: wish.numvfs });
     }
+    steps.extend(after);
     if wish.numvfs > 0 || autoprobe_off {
         steps.push(Step::SetAutoprobe { pf: pf.address, on: true });
     }
-    steps.extend(pf_netdev(wish, pf));
     for index in (0..wish.numvfs).map(VfIndex) {
         steps.extend(vf(wish, pf, &VfNow::fresh(index, pf), observed));
     }
@@ -80,7 +87,7 @@ pub(crate) fn adjust(wish: &DesiredPf, pf: &Pf, observed: &Observed) -> Order {
             Some(user) => {
                 let other = |step: &Step| matches!(step, Step::BindDriver { .. });
                 let wrong = vf(wish, pf, &VfNow::of(now), observed).iter().any(other);
-                order.waiting.extend(wrong.then(|| (now.address, user.to_owned())));
+                order.waiting.extend(wrong.then_some((now.address, user)));
             }
         }
     }
@@ -96,10 +103,16 @@ pub(crate) fn take_back(pf: &Pf, record: &Record, observed: &Observed) -> Vec<St
     if pf.numvfs > 0 {
         steps.push(Step::SetNumVfs { pf: pf.address, from: pf.numvfs, to: 0 });
     }
+    let original = record.original_eswitch_mode.unwrap_or_default();
+    let changed = record.interface.eswitch_mode.as_deref() == Some("switchdev");
+    if changed && pf.eswitch_mode != original {
+        steps.push(Step::SetEswitchMode { pf: pf.address, mode: original });
+    }
     if observed.autoprobe_off.contains(&pf.address) {
         steps.push(Step::SetAutoprobe { pf: pf.address, on: true });
     }
-    let raised = record.interface.mtu.is_some_and(|mtu| mtu > 0);
+    // A port that the host uses keeps its MTU: the host may count on it by now.
+    let raised = pf.facts.uses.is_empty() && record.interface.mtu.is_some_and(|mtu| mtu > 0);
     let original = record.original_mtu.unwrap_or(DEFAULT_MTU);
     if let Some(netdev) = pf.netdev.as_ref().filter(|n| raised && n.mtu != original && n.link_type == LinkType::Ether) {
         steps.push(Step::SetPfMtu { pf: pf.address, from: netdev.mtu, to: original });
@@ -111,14 +124,40 @@ fn first_record(wish: &DesiredPf, pf: &Pf, observed: &Observed) -> Option<Step> 
     if observed.records.contains_key(&wish.address) {
         return None;
     }
-    let record = Record { interface: wish.interface.clone(), original_mtu: pf.netdev.as_ref().map(|n| n.mtu) };
+    let record = Record {
+        interface: wish.interface.clone(),
+        original_mtu: pf.netdev.as_ref().map(|n| n.mtu),
+        original_eswitch_mode: (wish.eswitch_mode != EswitchMode::Legacy || pf.eswitch_mode != EswitchMode::Legacy).then_some(pf.eswitch_mode),
+    };
     Some(Step::RecordOwnership { pf: wish.address, record: Box::new(record) })
 }
 
 fn later_record(wish: &DesiredPf, observed: &Observed) -> Option<Step> {
     let old = observed.records.get(&wish.address).filter(|old| old.interface != wish.interface)?;
-    let record = Record { interface: wish.interface.clone(), original_mtu: old.original_mtu };
+    let record = Record { interface: wish.interface.clone(), ..old.clone() };
     Some(Step::RecordOwnership { pf: wish.address, record: Box::new(record) })
+}
+
+/// The steps of the eswitch, on a PF that has no VFs any more: those before VFs are made, and those after.
+fn eswitch(wish: &DesiredPf, pf: &Pf) -> (Vec<Step>, Vec<Step>) {
+    let (address, family) = (pf.address, Family::of(pf));
+    let set = |mode| Step::SetEswitchMode { pf: address, mode };
+    let offload = || {
+        let steering = family.steering.map(|mode| Step::SetSteering { pf: address, mode });
+        [Step::EnableOffload { pf: address }].into_iter().chain(steering)
+    };
+    match (pf.eswitch_mode, wish.eswitch_mode, family.eswitch) {
+        // Nothing to do but the number of VFs.
+        (EswitchMode::Legacy, EswitchMode::Legacy, _)
+        | (_, _, Eswitch::Missing)
+        | (EswitchMode::Switchdev, EswitchMode::Switchdev, Eswitch::BeforeVfs) => (Vec::new(), Vec::new()),
+        (EswitchMode::Switchdev, EswitchMode::Legacy, _) => (vec![set(EswitchMode::Legacy)], Vec::new()),
+        (EswitchMode::Legacy, EswitchMode::Switchdev, Eswitch::BeforeVfs) => (offload().chain([set(EswitchMode::Switchdev)]).collect(), Vec::new()),
+        (EswitchMode::Switchdev, EswitchMode::Switchdev, Eswitch::AfterVfs) => {
+            (std::iter::once(set(EswitchMode::Legacy)).chain(offload()).collect(), vec![set(EswitchMode::Switchdev)])
+        }
+        (EswitchMode::Legacy, EswitchMode::Switchdev, Eswitch::AfterVfs) => (offload().collect(), vec![set(EswitchMode::Switchdev)]),
+    }
 }
 
 fn pf_netdev(wish: &DesiredPf, pf: &Pf) -> Vec<Step> {
@@ -178,20 +217,30 @@ fn vf(wish: &DesiredPf, pf: &Pf, now: &VfNow<'_>, observed: &Observed) -> Vec<St
     steps
 }
 
-/// A VF of no group goes to its kernel driver when it has none, or when the group that it left had given it to userspace.
+/// A VF of no group goes back to what a fresh one is: its kernel driver when it has none or when the group that it left had given it to
+/// userspace, and the default MTU when that group had set another.
 fn without_group(wish: &DesiredPf, pf: &Pf, now: &VfNow<'_>, observed: &Observed) -> Vec<Step> {
-    let left = || observed.records.get(&pf.address).is_some_and(|old| had_vfio(old, now.index));
-    let wanted = match now.driver {
+    let left = observed.records.get(&pf.address).and_then(|old| group_left(old, now.index));
+    let bind = match now.driver {
         None => !wish.externally_managed,
-        Some(driver) => is_userspace(driver) && left(),
+        Some(driver) => is_userspace(driver) && left.as_ref().is_some_and(|group| group.device_type == DeviceType::VfioPci),
     };
-    if wanted { vec![Step::BindDriver { pf: pf.address, vf: now.index, driver: Driver::KernelDefault }] } else { Vec::new() }
+    let mut steps = Vec::new();
+    if bind {
+        steps.push(Step::BindDriver { pf: pf.address, vf: now.index, driver: Driver::KernelDefault });
+    }
+    let set = left.and_then(|group| group.mtu);
+    if !bind && now.netdev.is_some_and(|netdev| netdev.mtu != DEFAULT_MTU && Some(netdev.mtu) == set) {
+        steps.push(Step::SetVfMtu { pf: pf.address, vf: now.index, mtu: DEFAULT_MTU });
+    }
+    steps
 }
 
-fn had_vfio(old: &Record, vf: VfIndex) -> bool {
+/// The group that a VF had when its PF was configured last.
+fn group_left(old: &Record, vf: VfIndex) -> Option<VfGroup> {
     let spec = sriov_crds::node_state::SriovNetworkNodeStateSpec { interfaces: vec![old.interface.clone()], ..Default::default() };
     let old = crate::desired::Desired::read(&spec);
-    old.pfs.values().flatten().any(|pf| pf.group_of(vf).is_some_and(|group| group.device_type == DeviceType::VfioPci))
+    old.pfs.values().flatten().find_map(|pf| pf.group_of(vf).cloned())
 }
 
 /// A locally administered unicast address that is the same each time this VF is made on this machine, and differs from all others.

@@ -10,7 +10,8 @@ use sriov_host::pci::PciAddress;
 
 use crate::desired::{DesiredPf, DeviceType};
 use crate::observed::Observed;
-use crate::plan::step::VFIO_PCI;
+use crate::plan::family::{Eswitch, Family};
+use crate::plan::step::{VFIO_PCI, mode_word};
 
 /// Why something is not done. The text form is stable: it is used in conditions and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,7 +42,11 @@ pub enum Reason {
     IommuInactive,
     /// `vfio-pci` is not loaded.
     DriverNotLoaded,
-    /// Pods use VFs that would have to change.
+    /// The host uses the PF, and what is asked would stop its traffic.
+    PfInUse,
+    /// Something takes effect only at the next boot, or before the first network namespace is made.
+    RebootRequired,
+    /// VFs that would have to change are in use.
     VfsInUse,
 }
 
@@ -62,6 +67,8 @@ impl Reason {
             Self::EswitchModeMismatch => "EswitchModeMismatch",
             Self::IommuInactive => node::IOMMU_INACTIVE,
             Self::DriverNotLoaded => "DriverNotLoaded",
+            Self::PfInUse => "PfInUse",
+            Self::RebootRequired => "RebootRequired",
             Self::VfsInUse => node::WAITING_FOR_VFS_IN_USE,
         }
     }
@@ -148,9 +155,16 @@ fn wrong_count(wish: &DesiredPf, pf: &Pf) -> Option<(Reason, String)> {
 }
 
 fn wrong_link(wish: &DesiredPf, pf: &Pf) -> Option<(Reason, String)> {
-    if pf.eswitch_mode != EswitchMode::Legacy {
+    if wish.eswitch_mode == EswitchMode::Switchdev && Family::of(pf).eswitch == Eswitch::Missing {
+        let driver = pf.driver.as_deref().unwrap_or_default();
+        let said =
+            format!("{} asks for eSwitchMode switchdev, and driver {driver} has no eswitch: remove eSwitchMode from the policy", wish.policies());
+        return Some((Reason::Unsupported, said));
+    }
+    if wish.externally_managed && pf.eswitch_mode != wish.eswitch_mode {
+        let (asked, found) = (mode_word(wish.eswitch_mode), mode_word(pf.eswitch_mode));
         let said = format!(
-            "{} asks for eswitch mode legacy and the PF is in switchdev; this version does not change the mode: set it back to legacy",
+            "{} asks for eSwitchMode {asked} on an externally managed PF, which is in {found}: change it there, or say eSwitchMode: {found}",
             wish.policies()
         );
         return Some((Reason::EswitchModeMismatch, said));
@@ -194,9 +208,10 @@ fn no_vfio(wish: &DesiredPf, observed: &Observed) -> Option<(Reason, String)> {
         );
         return Some((Reason::IommuInactive, said));
     }
-    if !observed.vfio_pci_loaded {
+    if !observed.vfio_pci_loaded && !observed.vfio_pci_loadable {
         let said = format!(
-            "policy {:?} asks for {VFIO_PCI}, and that driver is not loaded: run  modprobe vfio-pci  and list it in /etc/modules-load.d",
+            "policy {:?} asks for {VFIO_PCI}, and that driver is neither loaded nor among the modules of the running kernel that this program can see: run  modprobe vfio-pci  and list it in \
+             /etc/modules-load.d",
             group.policy_name
         );
         return Some((Reason::DriverNotLoaded, said));

@@ -7,6 +7,7 @@
 use std::fmt;
 
 use sriov_host::driver::is_userspace;
+use sriov_host::inventory::{EswitchMode, RdmaMode};
 use sriov_host::mac::MacAddr;
 use sriov_host::pci::PciAddress;
 use sriov_host::vf::VfIndex;
@@ -60,6 +61,35 @@ pub enum Step {
         pf: PciAddress,
         /// The switch.
         on: bool,
+    },
+    /// Load a kernel module, with those that it needs.
+    LoadModule {
+        /// Its name.
+        module: String,
+    },
+    /// Set whether RDMA devices belong to one network namespace or are shared by all.
+    SetRdmaMode {
+        /// The mode.
+        mode: RdmaMode,
+    },
+    /// Set the mode of the PF's embedded switch.
+    SetEswitchMode {
+        /// The PF.
+        pf: PciAddress,
+        /// The mode.
+        mode: EswitchMode,
+    },
+    /// Let the PF's hardware take over flows (`hw-tc-offload`).
+    EnableOffload {
+        /// The PF.
+        pf: PciAddress,
+    },
+    /// Set how the driver steers flows (devlink's `flow_steering_mode`), where it has a choice.
+    SetSteering {
+        /// The PF.
+        pf: PciAddress,
+        /// `smfs` or `dmfs`.
+        mode: &'static str,
     },
     /// Write `sriov_numvfs`. One of the two numbers is 0: the kernel refuses any other change with EBUSY.
     SetNumVfs {
@@ -119,18 +149,42 @@ pub enum Step {
 }
 
 impl Step {
-    /// The PF that the step changes, or whose VF it changes.
-    pub fn pf(&self) -> PciAddress {
+    /// The PF that the step changes, or whose VF it changes; `None` for a step of the whole machine.
+    pub fn pf(&self) -> Option<PciAddress> {
         match self {
+            Self::LoadModule { .. } | Self::SetRdmaMode { .. } => None,
             Self::RecordOwnership { pf, .. }
             | Self::SetAutoprobe { pf, .. }
             | Self::SetNumVfs { pf, .. }
+            | Self::SetEswitchMode { pf, .. }
+            | Self::EnableOffload { pf }
+            | Self::SetSteering { pf, .. }
             | Self::SetPfUp { pf }
             | Self::SetPfMtu { pf, .. }
             | Self::SetAdminMac { pf, .. }
             | Self::BindDriver { pf, .. }
             | Self::SetVfMtu { pf, .. }
-            | Self::Forget { pf } => *pf,
+            | Self::Forget { pf } => Some(*pf),
+        }
+    }
+
+    /// What kind of step it is, in one stable word for metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::LoadModule { .. } => "LoadModule",
+            Self::SetRdmaMode { .. } => "SetRdmaMode",
+            Self::RecordOwnership { .. } => "RecordOwnership",
+            Self::SetAutoprobe { .. } => "SetAutoprobe",
+            Self::SetNumVfs { .. } => "SetNumVfs",
+            Self::SetEswitchMode { .. } => "SetEswitchMode",
+            Self::EnableOffload { .. } => "EnableOffload",
+            Self::SetSteering { .. } => "SetSteering",
+            Self::SetPfUp { .. } => "SetPfUp",
+            Self::SetPfMtu { .. } => "SetPfMtu",
+            Self::SetAdminMac { .. } => "SetAdminMac",
+            Self::BindDriver { .. } => "BindDriver",
+            Self::SetVfMtu { .. } => "SetVfMtu",
+            Self::Forget { .. } => "Forget",
         }
     }
 
@@ -154,11 +208,19 @@ impl fmt::Display for Driver {
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.pf())?;
+        match self.pf() {
+            Some(pf) => write!(f, "{pf}")?,
+            None => write!(f, "machine")?,
+        }
         if let Some(vf) = self.vf() {
             write!(f, " vf {vf}")?;
         }
         match self {
+            Self::LoadModule { module } => write!(f, ": load kernel module {module}"),
+            Self::SetRdmaMode { mode } => write!(f, ": set the network namespace mode of RDMA devices to {}", mode.as_str()),
+            Self::SetEswitchMode { mode, .. } => write!(f, ": set eswitch mode {}", mode_word(*mode)),
+            Self::EnableOffload { .. } => write!(f, ": let the hardware take over flows (hw-tc-offload on)"),
+            Self::SetSteering { mode, .. } => write!(f, ": set flow_steering_mode {mode}"),
             Self::RecordOwnership { .. } => write!(f, ": record that this operator configures it"),
             Self::SetAutoprobe { on: true, .. } => write!(f, ": let new VFs bind to their driver by themselves again (sriov_drivers_autoprobe 1)"),
             Self::SetAutoprobe { on: false, .. } => write!(f, ": keep new VFs unbound (sriov_drivers_autoprobe 0)"),
@@ -171,6 +233,14 @@ impl fmt::Display for Step {
             Self::SetVfMtu { mtu, .. } => write!(f, ": set MTU {mtu}"),
             Self::Forget { .. } => write!(f, ": forget (delete its record)"),
         }
+    }
+}
+
+/// devlink's and the API's word.
+pub fn mode_word(mode: EswitchMode) -> &'static str {
+    match mode {
+        EswitchMode::Legacy => "legacy",
+        EswitchMode::Switchdev => "switchdev",
     }
 }
 
