@@ -42,6 +42,14 @@ pub enum StepError {
     /// The kernel or the file system refused.
     #[error("{0}")]
     Refused(String),
+    /// The machine has no memory space or bus numbers for the VFs.
+    #[error("{said}: {cure}")]
+    NoSpace {
+        /// What the kernel said.
+        said: String,
+        /// What to do.
+        cure: &'static str,
+    },
     /// Somebody took the VF between looking and acting.
     #[error("VF {vf} was taken into use by {user} in the meantime")]
     VfTaken {

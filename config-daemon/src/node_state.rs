@@ -64,7 +64,7 @@ pub enum RunError {
 
 /// Runs until an error that a restart may cure.
 pub async fn run(client: Client, namespace: &str, node: &str, machine: Linux) -> Result<(), RunError> {
-    let events = Events::listen()?;
+    let events = Events::listen(&machine.store().pod_folders())?;
     let (sender, inputs) = watch::channel(Inputs::default());
     let api: Api<SriovNetworkNodeState> = Api::namespaced(client.clone(), namespace);
     let nics: Api<ConfigMap> = Api::namespaced(client, namespace);

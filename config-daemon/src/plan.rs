@@ -8,6 +8,7 @@
 
 pub mod disruption;
 pub mod family;
+mod iommu;
 pub mod order;
 pub mod refusal;
 pub mod step;
@@ -195,6 +196,8 @@ impl fmt::Display for Plan {
     }
 }
 
+#[cfg(test)]
+mod defects;
 #[cfg(test)]
 mod golden;
 #[cfg(test)]

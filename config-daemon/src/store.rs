@@ -44,6 +44,15 @@ pub struct VfLock {
     _file: Option<File>,
 }
 
+/// Folders in which files go away when pods end.
+#[derive(Clone, Debug)]
+pub struct PodFolders {
+    /// The CNI's journals.
+    pub journals: PathBuf,
+    /// The network namespaces of container runtimes.
+    pub namespaces: PathBuf,
+}
+
 /// The part of a CNI journal that says who has the VF. The journal's form is the CNI's; everything else in it is skipped.
 #[derive(Debug, Deserialize)]
 struct Journal {
@@ -145,6 +154,7 @@ impl Store {
     /// not there and cannot be made, the CNI has never had the VF: the journals alone are looked at then.
     pub fn lock_vf(&self, vf: PciAddress) -> Result<Option<VfLock>, StoreError> {
         let path = self.root.join("var/lib/cni/sriov/lock").join(format!("{vf}.lock"));
+        _ = fs::create_dir(self.root.join("var/lib/cni/sriov/lock"));
         let opened = File::open(&path).or_else(|_| File::options().create(true).truncate(false).write(true).open(&path));
         let Ok(file) = opened else { return Ok(Some(VfLock { _file: None })) };
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -152,6 +162,11 @@ impl Store {
             Err(Errno::WOULDBLOCK) => Ok(None),
             Err(errno) => Err(StoreError { operation: "lock", path, cause: errno.into() }),
         }
+    }
+
+    /// The folders in which files go away when pods end.
+    pub fn pod_folders(&self) -> PodFolders {
+        PodFolders { journals: self.journals_folder(), namespaces: self.root.join("run/netns") }
     }
 
     /// Whether container runtimes have made network namespaces on this machine.

@@ -8,12 +8,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use sriov_host::inventory::Netdev;
 use sriov_host::netlink::devlink::Devlink;
 use sriov_host::netlink::ethtool::Ethtool;
 use sriov_host::netlink::rdma::Rdma;
 use sriov_host::netlink::{LinkChange, Route};
 use sriov_host::pci::PciAddress;
+use sriov_host::sriov::SriovError;
 use sriov_host::uevent::{UeventError, UeventSocket};
 use sriov_host::vf::{VfIndex, VfSetting};
 use sriov_host::{Host, discover, driver, kernel, module, sriov};
@@ -92,7 +94,7 @@ impl Linux {
 
     fn set_numvfs(&self, pf: PciAddress, to: u16) -> Result<(), StepError> {
         let _locks = if to == 0 { self.none_in_use(pf)? } else { Vec::new() };
-        sriov::set_numvfs(&self.host, pf, to).map_err(refused)?;
+        sriov::set_numvfs(&self.host, pf, to).map_err(|error| no_vfs(&error, &kernel::command_line(&self.host).unwrap_or_default()))?;
         sriov::wait_for_vfs(&self.host, pf, to, Instant::now() + VFS_DEADLINE).map_err(refused)
     }
 
@@ -181,6 +183,22 @@ fn netdev(route: &Route, address: PciAddress) -> Result<Netdev, StepError> {
     wait(find)?.ok_or_else(missing)
 }
 
+/// The kernel answers with ENOMEM where the firmware gave the bridge above a PF too little space for its VFs.
+fn no_vfs(error: &SriovError, command_line: &str) -> StepError {
+    if error.errno() != Some(Errno::NOMEM.raw_os_error()) {
+        return refused(error);
+    }
+    let asked = command_line.split_whitespace().filter_map(|word| word.strip_prefix("pci=")).any(|values| values.split(',').any(|v| v == "realloc"));
+    let cure = if asked {
+        "the PCI bridge above the PF has too little space for its VFs although the kernel was told pci=realloc: enable SR-IOV and memory above 4G in the \
+         machine's firmware, or ask for fewer VFs"
+    } else {
+        "the PCI bridge above the PF has too little space for its VFs: enable SR-IOV and memory above 4G in the machine's firmware, or put  pci=realloc  on \
+         the kernel command line and reboot"
+    };
+    StepError::NoSpace { said: error.to_string(), cure }
+}
+
 /// A driver without the feature is left as it is: switchdev mode works without, in software.
 fn enable_offload(pf: PciAddress) -> Result<(), StepError> {
     let netdev = netdev(&Route::open().map_err(refused)?, pf)?;
@@ -217,4 +235,29 @@ impl From<UeventError> for StepError {
 
 fn refused(error: impl std::fmt::Display) -> StepError {
     StepError::Refused(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use sriov_host::sysfs::SysfsError;
+
+    use super::*;
+
+    #[test]
+    fn b2_missing_memory_space_is_never_told_without_its_cure() {
+        let error = |errno: Errno| SriovError::SetNumvfs {
+            pf: "0000:01:00.0".parse().unwrap(),
+            given: 8,
+            had: "0".to_owned(),
+            allowed: "64".to_owned(),
+            cause: SysfsError::Write { path: "/sys/x".into(), text: "8".to_owned(), cause: io::Error::from_raw_os_error(errno.raw_os_error()) },
+        };
+        let said = no_vfs(&error(Errno::NOMEM), "quiet pci=noaer").to_string();
+        assert!(said.contains("cannot give PF 0000:01:00.0 8 VFs") && said.contains("put  pci=realloc  on"), "{said}");
+        let said = no_vfs(&error(Errno::NOMEM), "quiet pci=noaer,realloc").to_string();
+        assert!(said.contains("although the kernel was told pci=realloc"), "{said}");
+        assert!(matches!(no_vfs(&error(Errno::BUSY), ""), StepError::Refused(_)));
+    }
 }

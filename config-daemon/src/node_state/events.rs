@@ -1,15 +1,23 @@
-//! I/O: "something on this machine changed", from the kernel's device events and its announcements of links.
+//! I/O: "something on this machine changed", from the kernel's device events, its announcements of links, and the folders that tell of pods.
 //!
 //! Invariant: an event is only a reason to look; nothing is concluded from it, so that lost or doubled events do no harm.
 
 use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::io::Errno;
 use sriov_host::netlink::{Link, LinkMonitor, LinkMonitorError};
 use sriov_host::uevent::{Uevent, UeventError, UeventSocket};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tracing::warn;
+
+use crate::store::PodFolders;
 
 /// Quiet time after which a burst of events is over.
 const QUIET: Duration = Duration::from_millis(300);
@@ -35,10 +43,11 @@ enum Wake {
 
 impl Events {
     /// Listens on threads of their own, which end when the receiver is dropped or their socket fails for good.
-    pub(crate) fn listen() -> Result<Self, ListenError> {
-        let (devices, links) = (UeventSocket::open()?, LinkMonitor::open()?);
+    pub(crate) fn listen(folders: &PodFolders) -> Result<Self, ListenError> {
+        let (devices, links, pods) = (UeventSocket::open()?, LinkMonitor::open()?, watch(folders)?);
         let (wake_for_device, wake) = mpsc::channel(1);
-        let wake_for_link = wake_for_device.clone();
+        let (wake_for_link, wake_for_pod) = (wake_for_device.clone(), wake_for_device.clone());
+        spawn("pods", wake_for_pod, move || pods.changed())?;
         spawn("devices", wake_for_device, move || match devices.next(Instant::now() + LOOK_UP) {
             Ok(event) => Ok(event.as_ref().is_some_and(device_matters)),
             Err(UeventError::Overrun) => Ok(true),
@@ -77,6 +86,14 @@ pub enum ListenError {
     /// The socket for links.
     #[error(transparent)]
     Links(#[from] LinkMonitorError),
+    /// A folder.
+    #[error("failed to watch {path}: {cause}")]
+    Watch {
+        /// The folder.
+        path: PathBuf,
+        /// What the kernel said.
+        cause: io::Error,
+    },
     /// A thread.
     #[error("failed to start a thread that listens for changes: {0}")]
     Thread(#[from] io::Error),
@@ -101,6 +118,61 @@ fn spawn(name: &str, wake: mpsc::Sender<Wake>, matters: impl Fn() -> Result<bool
     std::thread::Builder::new().name(name.to_owned()).spawn(listen).map(drop)
 }
 
+/// Folders in which files go away when pods end.
+#[derive(Debug)]
+struct PodWatch {
+    fd: OwnedFd,
+    /// The journals' folder, and its watch.
+    journals: Option<(PathBuf, i32)>,
+}
+
+/// Journals are written and removed, and namespaces end: a change that waits for pods goes on at that moment. A folder that is not there (no pod has
+/// ever had a VF, and this container may not make it) is left out; the waiting change is then tried again after a while.
+fn watch(folders: &PodFolders) -> Result<PodWatch, ListenError> {
+    let failed = |path: &Path, errno: Errno| ListenError::Watch { path: path.to_owned(), cause: errno.into() };
+    let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).map_err(|errno| failed(Path::new("folders"), errno))?;
+    let add = |folder: &Path| {
+        _ = std::fs::create_dir_all(folder);
+        match inotify::add_watch(&fd, folder, WatchFlags::DELETE | WatchFlags::MOVED_TO) {
+            Ok(watch) => Ok(Some(watch)),
+            Err(Errno::NOENT | Errno::NOTDIR) => {
+                warn!("{} is not there, so that the end of pods is noticed late", folder.display());
+                Ok(None)
+            }
+            Err(errno) => Err(failed(folder, errno)),
+        }
+    };
+    add(&folders.namespaces)?;
+    let journals = add(&folders.journals)?.map(|watch| (folders.journals.clone(), watch));
+    Ok(PodWatch { fd, journals })
+}
+
+impl PodWatch {
+    /// Waits for a change, or a while, and takes all that were told. Namespaces come and go with every pod; that matters only while pods have VFs.
+    fn changed(&self) -> Result<bool, String> {
+        let timeout = Timespec::try_from(LOOK_UP).ok();
+        match poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], timeout.as_ref()) {
+            Ok(0) | Err(Errno::INTR) => return Ok(false),
+            Ok(_) => {}
+            Err(errno) => return Err(format!("cannot wait for changes of folders: {errno}")),
+        }
+        let mut bytes = [const { MaybeUninit::uninit() }; 4096];
+        let mut events = inotify::Reader::new(&self.fd, &mut bytes);
+        let journals = self.journals.as_ref();
+        let mut matters = journals.is_none();
+        loop {
+            match events.next() {
+                Ok(event) => matters |= journals.is_some_and(|(_, watch)| event.wd() == *watch),
+                Err(Errno::INTR) => {}
+                Err(Errno::WOULDBLOCK) => break,
+                Err(errno) => return Err(format!("cannot read changes of folders: {errno}")),
+            }
+        }
+        let in_use = |(folder, _): &(PathBuf, i32)| std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
+        Ok(matters || journals.is_some_and(in_use))
+    }
+}
+
 /// Pods' veth pairs and bridges come and go all the time and are no business of ours.
 fn device_matters(event: &Uevent) -> bool {
     matches!(event.subsystem.as_str(), "pci" | "net" | "drivers" | "module") && !event.devpath.starts_with("/devices/virtual/")
@@ -108,4 +180,32 @@ fn device_matters(event: &Uevent) -> bool {
 
 fn link_matters(link: &Link) -> bool {
     link.parent.is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_pod_wakes_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let journals = folder.path().join("v1");
+        let watcher = watch(&PodFolders { journals: journals.clone(), namespaces: folder.path().join("netns") }).unwrap();
+        fs::write(journals.join(".0000:01:10.0.tmp"), "{}").unwrap();
+        fs::rename(journals.join(".0000:01:10.0.tmp"), journals.join("0000:01:10.0.json")).unwrap();
+        assert!(watcher.changed().unwrap(), "a journal came");
+        let start = Instant::now();
+        fs::remove_file(journals.join("0000:01:10.0.json")).unwrap();
+        assert!(watcher.changed().unwrap(), "a journal went");
+        assert!(start.elapsed() < LOOK_UP / 2);
+        fs::write(folder.path().join("netns/cni-1"), "").unwrap();
+        fs::write(folder.path().join("netns/cni-2"), "").unwrap();
+        fs::remove_file(folder.path().join("netns/cni-1")).unwrap();
+        assert!(!watcher.changed().unwrap(), "a namespace ended while no pod has a VF");
+        fs::write(journals.join("0000:01:10.2.json"), "{").unwrap();
+        fs::remove_file(folder.path().join("netns/cni-2")).unwrap();
+        assert!(watcher.changed().unwrap(), "a namespace ended, perhaps of the pod that has the VF");
+    }
 }

@@ -11,6 +11,7 @@ use sriov_host::pci::PciAddress;
 use crate::desired::{DesiredPf, DeviceType};
 use crate::observed::Observed;
 use crate::plan::family::{Eswitch, Family};
+use crate::plan::iommu;
 use crate::plan::step::{VFIO_PCI, mode_word};
 
 /// Why something is not done. The text form is stable: it is used in conditions and metrics.
@@ -202,9 +203,9 @@ fn no_vfio(wish: &DesiredPf, observed: &Observed) -> Option<(Reason, String)> {
     let group = wish.groups.iter().find(|g| g.device_type == DeviceType::VfioPci)?;
     if !observed.inventory.iommu.active {
         let said = format!(
-            "policy {:?} asks for {VFIO_PCI}, which needs an IOMMU, and none is active on this machine: enable it in the firmware (Intel VT-d, AMD-Vi), put \
-             intel_iommu=on iommu=pt  (AMD: amd_iommu=on iommu=pt) on the kernel command line and reboot",
-            group.policy_name
+            "policy {:?} asks for {VFIO_PCI}, which needs an IOMMU, and none is active on this machine: {}",
+            group.policy_name,
+            iommu::cure(&observed.inventory.iommu.command_line)
         );
         return Some((Reason::IommuInactive, said));
     }
