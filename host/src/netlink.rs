@@ -11,8 +11,7 @@ use std::fmt;
 use std::io;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+    NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NetlinkSerializable,
 };
 use netlink_sys::SocketAddr;
 use rustix::io::Errno;
@@ -146,14 +145,14 @@ impl Socket {
     }
 
     /// Sends a request that changes something and waits for its acknowledgement.
-    pub(crate) fn change<M: NetlinkSerializable + Clone>(&self, subject: &Subject, flags: u16, message: &M) -> Result<(), NetlinkError> {
+    pub(crate) fn change<M: NetlinkSerializable>(&self, subject: &Subject, flags: u16, message: &M) -> Result<(), NetlinkError> {
         self.request(subject, flags, message).map(drop)
     }
 
     /// Sends a request and returns its answers in order.
-    pub(crate) fn request<M: NetlinkSerializable + Clone>(&self, subject: &Subject, flags: u16, message: &M) -> Result<Vec<Reply>, NetlinkError> {
+    pub(crate) fn request<M: NetlinkSerializable>(&self, subject: &Subject, flags: u16, message: &M) -> Result<Vec<Reply>, NetlinkError> {
         for _ in 0..DUMP_ATTEMPTS {
-            let sequence = self.send(subject, flags, message.clone())?;
+            let sequence = self.send(subject, flags, message)?;
             if let Collected::Complete(replies) = self.collect(subject, sequence)? {
                 return Ok(replies);
             }
@@ -161,17 +160,19 @@ impl Socket {
         Err(subject.refused(Errno::INTR.raw_os_error(), Some(format!("the list changed during each of {DUMP_ATTEMPTS} attempts to read it"))))
     }
 
-    fn send<M: NetlinkSerializable>(&self, subject: &Subject, flags: u16, message: M) -> Result<u32, NetlinkError> {
+    fn send<M: NetlinkSerializable>(&self, subject: &Subject, flags: u16, message: &M) -> Result<u32, NetlinkError> {
         let sequence = self.sequence.get().wrapping_add(1);
         self.sequence.set(sequence);
-        let mut header = NetlinkHeader::default();
         // A dump ends with NLMSG_DONE, all else with an acknowledgement.
-        header.flags = NLM_F_REQUEST | flags | if flags & NLM_F_DUMP == NLM_F_DUMP { 0 } else { NLM_F_ACK };
-        header.sequence_number = sequence;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
+        let flags = NLM_F_REQUEST | flags | if flags & NLM_F_DUMP == NLM_F_DUMP { 0 } else { NLM_F_ACK };
+        let length = NLMSG_HEADER_LEN + message.buffer_len();
+        let mut bytes = Vec::with_capacity(length);
+        bytes.extend_from_slice(&u32::try_from(length).map_err(|_| subject.unreadable())?.to_ne_bytes());
+        bytes.extend_from_slice(&message.message_type().to_ne_bytes());
+        bytes.extend_from_slice(&flags.to_ne_bytes());
+        bytes.extend_from_slice(&sequence.to_ne_bytes());
+        bytes.resize(length, 0); // The sender's port, which the kernel fills in, and room for the message.
+        message.serialize(&mut bytes[NLMSG_HEADER_LEN..]);
         self.inner.send_to(&bytes, &SocketAddr::new(0, 0), 0).map_err(|error| subject.failed(&error))?;
         Ok(sequence)
     }

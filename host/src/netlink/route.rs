@@ -6,8 +6,7 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_core::{DefaultNla, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL};
-use netlink_packet_route::RouteNetlinkMessage as Message;
+use netlink_packet_core::{DefaultNla, Emitable, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NetlinkSerializable};
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage, Prop};
 use netlink_packet_route::route::RouteMessage;
@@ -24,6 +23,38 @@ mod neighbour;
 
 /// Names longer than this (`IFNAMSIZ` less the closing zero) can only be alternative names.
 const MAX_NAME_BYTES: usize = 15;
+
+#[cfg(any(test, feature = "testing"))]
+const RTM_NEWLINK: u16 = 16;
+#[cfg(any(test, feature = "testing"))]
+const RTM_DELLINK: u16 = 17;
+const RTM_GETLINK: u16 = 18;
+const RTM_SETLINK: u16 = 19;
+const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
+const RTM_GETADDR: u16 = 22;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_GETROUTE: u16 = 26;
+const RTM_NEWNEIGH: u16 = 28;
+const RTM_NEWLINKPROP: u16 = 108;
+const RTM_DELLINKPROP: u16 = 109;
+
+/// A request: its type and its content. The library's own sum of all messages would link the code of each that there is (30 KB of the CNI).
+struct Message<T>(u16, T);
+
+impl<T: Emitable> NetlinkSerializable for Message<T> {
+    fn message_type(&self) -> u16 {
+        self.0
+    }
+
+    fn buffer_len(&self) -> usize {
+        self.1.buffer_len()
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        self.1.emit(buffer);
+    }
+}
 
 /// A route socket in one network namespace.
 #[derive(Debug)]
@@ -55,7 +86,7 @@ impl Route {
 
     /// All links of the namespace in one dump (`ip -d link`). VFs of PFs are not asked for: drivers answer that slowly.
     pub fn links(&self) -> Result<Vec<Link>, NetlinkError> {
-        let request = Message::GetLink(LinkMessage::default());
+        let request = Message(RTM_GETLINK, LinkMessage::default());
         let replies = self.socket.request(&Subject::new("list links", "the namespace"), NLM_F_DUMP, &request)?;
         Ok(replies.iter().filter_map(|reply| link::parse(&reply.payload)).collect())
     }
@@ -90,7 +121,7 @@ impl Route {
     pub fn vfs(&self, pf_ifindex: u32) -> Result<Vec<VfAttributes>, NetlinkError> {
         let mask = LinkAttribute::ExtMask(vec![LinkExtentMask::Vf, LinkExtentMask::SkipStats]);
         let subject = Subject::new("read the VFs", format!("ifindex {pf_ifindex}"));
-        let replies = self.socket.request(&subject, 0, &Message::GetLink(link::message(pf_ifindex, vec![mask])))?;
+        let replies = self.socket.request(&subject, 0, &Message(RTM_GETLINK, link::message(pf_ifindex, vec![mask])))?;
         Ok(replies.first().map(|reply| vf_info::parse(link::attributes(&reply.payload))).unwrap_or_default())
     }
 
@@ -104,38 +135,38 @@ impl Route {
         }
         let words: Vec<_> = settings.iter().map(ToString::to_string).collect();
         let subject = Subject::new("set VF attributes", format!("ifindex {pf_ifindex} vf {vf}: {}", words.join(", ")));
-        self.socket.change(&subject, 0, &Message::SetLink(set_vf_message(pf_ifindex, vf, settings)))
+        self.socket.change(&subject, 0, &Message(RTM_SETLINK, set_vf_message(pf_ifindex, vf, settings)))
     }
 
     /// Changes a link in one message (`ip link set dev LINK ...`); a move and a rename go together. For what an error leaves behind, see
     /// [`LinkChange`].
     pub fn change_link(&self, ifindex: u32, change: &LinkChange<'_>) -> Result<(), NetlinkError> {
         let subject = Subject::new("change the link", format!("ifindex {ifindex}: {}", change.describe()));
-        self.socket.change(&subject, 0, &Message::SetLink(change.message(ifindex)))
+        self.socket.change(&subject, 0, &Message(RTM_SETLINK, change.message(ifindex)))
     }
 
     /// Adds an alternative name (`ip link property add dev LINK altname NAME`).
     pub fn add_alt_name(&self, ifindex: u32, name: &str) -> Result<(), NetlinkError> {
         let subject = Subject::new("add an alternative name", format!("ifindex {ifindex}: {name}"));
-        self.socket.change(&subject, NLM_F_CREATE | NLM_F_EXCL | NLM_F_APPEND, &Message::NewLinkProp(alt_name_message(ifindex, name)))
+        self.socket.change(&subject, NLM_F_CREATE | NLM_F_EXCL | NLM_F_APPEND, &Message(RTM_NEWLINKPROP, alt_name_message(ifindex, name)))
     }
 
     /// Removes an alternative name (`ip link property del dev LINK altname NAME`).
     pub fn del_alt_name(&self, ifindex: u32, name: &str) -> Result<(), NetlinkError> {
         let subject = Subject::new("remove an alternative name", format!("ifindex {ifindex}: {name}"));
-        self.socket.change(&subject, 0, &Message::DelLinkProp(alt_name_message(ifindex, name)))
+        self.socket.change(&subject, 0, &Message(RTM_DELLINKPROP, alt_name_message(ifindex, name)))
     }
 
     /// Adds an address with its network's broadcast address (`ip address add ADDRESS/PREFIX broadcast + dev LINK`); `EEXIST` when it is there.
     pub fn add_address(&self, ifindex: u32, address: IpAddr, prefix: u8) -> Result<(), NetlinkError> {
         let subject = Subject::new("add an address", format!("ifindex {ifindex}: {address}/{prefix}"));
-        self.socket.change(&subject, NLM_F_CREATE | NLM_F_EXCL, &Message::NewAddress(address::address_message(ifindex, address, prefix)))
+        self.socket.change(&subject, NLM_F_CREATE | NLM_F_EXCL, &Message(RTM_NEWADDR, address::address_message(ifindex, address, prefix)))
     }
 
     /// The addresses of a link, both families (`ip address show dev LINK`).
     pub fn addresses(&self, ifindex: u32) -> Result<Vec<InterfaceAddress>, NetlinkError> {
         let subject = Subject::new("list addresses", format!("ifindex {ifindex}"));
-        let replies = self.socket.request(&subject, NLM_F_DUMP, &Message::GetAddress(AddressMessage::default()))?;
+        let replies = self.socket.request(&subject, NLM_F_DUMP, &Message(RTM_GETADDR, AddressMessage::default()))?;
         let all = replies.iter().filter_map(|reply| address::parse_address(&reply.payload));
         Ok(all.filter(|(index, _)| *index == ifindex).map(|(_, address)| address).collect())
     }
@@ -158,7 +189,7 @@ impl Route {
     pub fn flush_addresses(&self, ifindex: u32) -> Result<(), NetlinkError> {
         for InterfaceAddress { address, prefix, .. } in self.addresses(ifindex)? {
             let subject = Subject::new("remove an address", format!("ifindex {ifindex}: {address}/{prefix}"));
-            match self.socket.change(&subject, 0, &Message::DelAddress(address::address_message(ifindex, address, prefix))) {
+            match self.socket.change(&subject, 0, &Message(RTM_DELADDR, address::address_message(ifindex, address, prefix))) {
                 // Secondary addresses go with their primary one.
                 Err(error) if !error.is(rustix::io::Errno::ADDRNOTAVAIL) => return Err(error),
                 _ => {}
@@ -172,18 +203,18 @@ impl Route {
     pub fn add_route(&self, route: &RouteSpec) -> Result<(), NetlinkError> {
         let via = route.gateway.map(|gateway| format!(" via {gateway}")).unwrap_or_default();
         let subject = Subject::new("add a route", format!("ifindex {}: {}/{}{via}", route.ifindex, route.dst, route.prefix));
-        self.socket.change(&subject, NLM_F_CREATE, &Message::NewRoute(address::route_message(route)))
+        self.socket.change(&subject, NLM_F_CREATE, &Message(RTM_NEWROUTE, address::route_message(route)))
     }
 
     /// The unicast routes out of a link, both families, all tables (`ip route show dev LINK table all`).
     pub fn routes(&self, ifindex: u32) -> Result<Vec<RouteEntry>, NetlinkError> {
         let subject = Subject::new("list routes", format!("ifindex {ifindex}"));
-        let replies = self.socket.request(&subject, NLM_F_DUMP, &Message::GetRoute(RouteMessage::default()))?;
+        let replies = self.socket.request(&subject, NLM_F_DUMP, &Message(RTM_GETROUTE, RouteMessage::default()))?;
         Ok(replies.iter().filter_map(|reply| address::parse_route(&reply.payload)).filter(|route| route.ifindex == ifindex).collect())
     }
 
     fn link(&self, subject: &Subject, message: LinkMessage) -> Result<Option<Link>, NetlinkError> {
-        match self.socket.request(subject, 0, &Message::GetLink(message)) {
+        match self.socket.request(subject, 0, &Message(RTM_GETLINK, message)) {
             Ok(replies) => parse_first(&replies).map(Some).ok_or_else(|| subject.unreadable()),
             Err(error) if error.is_gone() => Ok(None),
             Err(error) => Err(error),
@@ -210,12 +241,12 @@ impl Route {
     /// Removes a virtual link (`ip link del`).
     pub fn del_link(&self, ifindex: u32) -> Result<(), NetlinkError> {
         let subject = Subject::new("remove the link", format!("ifindex {ifindex}"));
-        self.socket.change(&subject, 0, &Message::DelLink(link::message(ifindex, Vec::new())))
+        self.socket.change(&subject, 0, &Message(RTM_DELLINK, link::message(ifindex, Vec::new())))
     }
 
     fn add_link(&self, name: &str, info: Vec<netlink_packet_route::link::LinkInfo>) -> Result<(), NetlinkError> {
         let attributes = vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::LinkInfo(info)];
-        self.socket.change(&Subject::new("add the link", name), NLM_F_CREATE | NLM_F_EXCL, &Message::NewLink(link::message(0, attributes)))
+        self.socket.change(&Subject::new("add the link", name), NLM_F_CREATE | NLM_F_EXCL, &Message(RTM_NEWLINK, link::message(0, attributes)))
     }
 }
 

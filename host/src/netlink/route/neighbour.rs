@@ -3,10 +3,10 @@
 use std::net::Ipv4Addr;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
-use super::Route;
+use super::{Message, RTM_NEWNEIGH, Route};
 use crate::netlink::{NetlinkError, Subject};
 
 impl Route {
@@ -21,6 +21,6 @@ impl Route {
         message.header.flags = NeighbourFlags::Use;
         message.attributes = vec![NeighbourAttribute::Destination(NeighbourAddress::Inet(address))];
         let subject = Subject::new("announce an address", format!("ifindex {ifindex} ({address})"));
-        self.socket.change(&subject, NLM_F_CREATE | NLM_F_REPLACE, &Message::NewNeighbour(message))
+        self.socket.change(&subject, NLM_F_CREATE | NLM_F_REPLACE, &Message(RTM_NEWNEIGH, message))
     }
 }
