@@ -2,13 +2,15 @@
 //!
 //! Invariant: nothing of the machine is changed before the journal is on disk, and each failure after that is undone.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use sriov_host::netlink::Route;
 use sriov_host::netns::NetNs;
+use sriov_host::pci::PciAddress;
 
 use crate::attach::{self, AttachError};
 use crate::conf::VfRequest;
+use crate::del::readable;
 use crate::device::Device;
 use crate::errors::Error;
 use crate::io::Moment;
@@ -18,9 +20,10 @@ use crate::log::Level;
 use crate::request::Command;
 use crate::restore::{boot_id, living_netns, restore};
 use crate::result::{CniResult, Interface};
-use crate::state::{StateError, Store};
+use crate::state::Store;
 use crate::undo::Undo;
-use crate::{Context, LOCK_WAIT, vf_plan};
+use crate::{Context, vf_plan};
+use crate::{device_info, go_plugin};
 
 /// Attaches the VF that the configuration names.
 pub(crate) fn add(ctx: &Context<'_>) -> Result<CniResult, Error> {
@@ -28,7 +31,7 @@ pub(crate) fn add(ctx: &Context<'_>) -> Result<CniResult, Error> {
     let (netns, owner) = owner(ctx)?;
     let store = Store::at(&ctx.conf.state_dir);
     store.create()?;
-    let lock = store.lock(wanted.device, Instant::now() + LOCK_WAIT)?;
+    let lock = store.lock(wanted.device, ctx.deadline.at())?;
     let retried = match settle(ctx, &store, &wanted, &owner, &netns)? {
         Earlier::Complete(result) => return Ok(result),
         Earlier::Interrupted => true,
@@ -78,16 +81,15 @@ enum Earlier {
 /// brought back if it is what a dead or interrupted one left.
 fn settle(ctx: &Context<'_>, store: &Store, wanted: &VfRequest, owner: &Owner, netns: &NetNs) -> Result<Earlier, Error> {
     let vf = wanted.device;
-    let journal = match store.read(vf) {
-        Ok(None) => return Ok(Earlier::None),
-        Ok(Some(journal)) => journal,
-        Err(error @ StateError::Journal { .. }) => {
-            let aside = store.set_aside(vf)?;
-            ctx.log.write(Level::Warning, &format_args!("{error}; it is now {}", aside.display()));
-            return Ok(Earlier::None);
+    let journal = match readable(ctx, store, vf)? {
+        Some(journal) if go_plugin::ended(store, &journal)? => {
+            store.forget(&journal)?;
+            recorded(ctx, store, vf, owner)?
         }
-        Err(error) => return Err(error.into()),
+        None => recorded(ctx, store, vf, owner)?,
+        journal => journal,
     };
+    let Some(journal) = journal else { return Ok(Earlier::None) };
     let alive = journal.boot_id == boot_id(ctx.host) && living_netns(&journal.owner, None).is_some();
     let own = journal.owner.is(&owner.container_id, &owner.if_name);
     if alive && !own {
@@ -104,8 +106,29 @@ fn settle(ctx: &Context<'_>, store: &Store, wanted: &VfRequest, owner: &Owner, n
     }
     ctx.log.write(Level::Info, &format_args!("VF {vf} was left by container {}: restoring it first", journal.owner.container_id));
     restore(ctx, &journal).map_err(|cause| Error::RestoreFirst { vf, cause })?;
-    store.remove(vf)?;
+    store.forget(&journal)?;
     Ok(if own { Earlier::Interrupted } else { Earlier::None })
+}
+
+/// What the Go plugin recorded of a VF that has no journal: an error if it is of another container that lives.
+fn recorded(ctx: &Context<'_>, store: &Store, vf: PciAddress, owner: &Owner) -> Result<Option<Journal>, Error> {
+    let Some(path) = store.go_allocation(vf)? else { return Ok(None) };
+    let own = go_plugin::attachment(ctx, store, &owner.container_id, &owner.if_name)?.filter(|journal| journal.vf == vf);
+    if own.is_some() {
+        return Ok(own);
+    }
+    if NetNs::open(&path).is_ok() {
+        return Err(Error::TakenBefore { vf, netns: path.display().to_string() });
+    }
+    // Its container is gone: only the record itself says whose it was.
+    for record in store.go_records()? {
+        if go_plugin::device_of(&record.conf) == Some(vf)
+            && let Some((container_id, if_name)) = record.name.split_once('-')
+        {
+            return go_plugin::attachment(ctx, store, container_id, if_name);
+        }
+    }
+    Ok(None)
 }
 
 fn has_link(netns: &NetNs, name: &str) -> Result<bool, Error> {
@@ -128,26 +151,26 @@ impl Attaching<'_> {
         let Self { ctx, store, wanted, netns, .. } = self;
         let route = Route::open()?;
         let device = Device::find(ctx.host, &route, wanted.device)?;
-        if let Some(link) = &device.netdev {
-            let pod = Route::open_in(netns).map_err(AttachError::from)?;
-            attach::check_before(&pod, link, &ctx.request.if_name, wanted.mtu)?;
-        } else if let Some(asked) = wanted.mtu {
-            return Err(AttachError::UserspaceMtu { asked, vf: device.vf, driver: device.driver }.into());
+        if device.netdev.is_some() {
+            attach::check_mtu(ctx.host, &route, &device, wanted.mtu)?;
+            attach::check_name(&Route::open_in(netns).map_err(AttachError::from)?, &ctx.request.if_name)?;
+        } else {
+            attach::refuse_without_netdev(wanted, &device)?;
         }
         let mut journal = self.journal(&route, &device, owner)?;
         undo.journal(device.vf, &journal.attempt);
         store.write(&journal)?;
         ctx.io.reached(Moment::Journaled);
 
-        if vf_plan::asks_the_pf(wanted) {
-            attach::configure(ctx.host, &route, &device, &journal.applied.settings)?;
+        if !journal.applied.settings.is_empty() {
+            attach::configure(ctx.host, &route, &device, &journal.applied.settings, ctx.deadline.at())?;
         }
         ctx.io.reached(Moment::Configured);
         let interface = self.enter(&route, &device, &journal)?;
         ctx.io.reached(Moment::Up);
 
         let mut result = self.delegate(undo)?;
-        undo.take_lock(store.lock(device.vf, Instant::now() + LOCK_WAIT)?);
+        undo.take_lock(store.lock(device.vf, ctx.deadline.at())?);
         if store.read(device.vf)?.is_none_or(|now| now.attempt != journal.attempt) {
             return Err(Error::Overtaken { vf: device.vf });
         }
@@ -157,6 +180,14 @@ impl Attaching<'_> {
             self.address(&result)?;
         }
         ctx.io.reached(Moment::Addressed);
+        if let Some(path) = &journal.device_info {
+            // A pod can do without, as it can where the device plugin writes none.
+            if let Err(error) = Store::publish(path, &device_info::content(ctx, &device)) {
+                ctx.log.write(Level::Warning, &error);
+            }
+        }
+        store.write_go_records(device.vf, &journal.owner, &go_plugin::record(ctx, &journal))?;
+        journal.go_records = true;
         journal.phase = Phase::Attached;
         journal.result = Some(result.clone());
         store.write(&journal)?;
@@ -167,11 +198,14 @@ impl Attaching<'_> {
     /// What is there and what will be changed. Reads only.
     fn journal(&self, route: &Route, device: &Device, owner: Owner) -> Result<Journal, Error> {
         let Self { ctx, wanted, .. } = self;
-        let attributes = if vf_plan::asks_the_pf(wanted) || device.netdev.is_none() {
+        // Where no PF is, a MAC is the netdev's alone.
+        let without_mac = VfRequest { mac: None, ..(*wanted).clone() };
+        let asks_the_pf = vf_plan::asks_the_pf(if device.pf.is_some() || device.netdev.is_none() { wanted } else { &without_mac });
+        let attributes = if asks_the_pf || device.netdev.is_none() {
             match device.attributes(ctx.host, route) {
                 Ok((_, attributes)) => Some(attributes),
                 // Nothing is asked of the PF: it need not be seen.
-                Err(_) if !vf_plan::asks_the_pf(wanted) => None,
+                Err(_) if !asks_the_pf => None,
                 Err(error) => return Err(error.into()),
             }
         } else {
@@ -184,6 +218,8 @@ impl Attaching<'_> {
             mac: link.netdev.mac,
             mtu: link.netdev.mtu,
             up: link.netdev.admin_up,
+            promisc: link.promisc,
+            allmulti: link.allmulti,
         });
         Ok(Journal {
             version: VERSION,
@@ -199,6 +235,8 @@ impl Attaching<'_> {
             kernel_driver: device.kernel_driver().map(str::to_owned),
             applied: Applied { settings, mac: netdev.as_ref().and(wanted.mac), mtu: netdev.as_ref().and(wanted.mtu) },
             original: Original { netdev, attributes },
+            go_records: false,
+            device_info: device_info::wanted(ctx),
             result: None,
         })
     }
@@ -211,13 +249,14 @@ impl Attaching<'_> {
         let pci_id = Some(device.vf.to_string());
         let Some(link) = &device.netdev else {
             let known = journal.original.attributes.as_ref().map(|a| a.mac).filter(|mac| !mac.is_zero());
-            let mtu = crate::device::pf_link(ctx.host, route, device.pf)?.map(|pf| pf.netdev.mtu);
+            let pf = device.pf.map(|pf| crate::device::pf_link(ctx.host, route, pf)).transpose()?.flatten();
+            let mtu = pf.map(|pf| pf.netdev.mtu);
             return Ok(Interface { name, mac: wanted.mac.or(known), mtu, sandbox, pci_id });
         };
-        attach::move_in(route, link, netns, &name)?;
+        let deadline = ctx.deadline.at();
+        attach::move_in(route, link, netns, &name, deadline)?;
         ctx.io.reached(Moment::Moved);
-        let (mac, mtu) = (wanted.mac, wanted.mtu);
-        let up = netns.run_in(|| attach::bring_up(ctx.host, ctx.log, &name, mac, mtu)).map_err(AttachError::from)??;
+        let up = netns.run_in(|| attach::bring_up(ctx.host, ctx.log, &name, wanted, deadline)).map_err(AttachError::from)??;
         ctx.log.write(Level::Info, &format_args!("{} of VF {} is {name} in the container", link.netdev.name, device.vf));
         Ok(Interface { name, mac: up.netdev.mac, mtu: Some(up.netdev.mtu), sandbox, pci_id })
     }

@@ -3,6 +3,7 @@
 //! Invariant: each change can be taken back from the journal alone, so that none keeps anything to itself.
 
 use std::net::IpAddr;
+use std::time::Instant;
 
 use rustix::io::Errno;
 use sriov_host::Host;
@@ -13,7 +14,9 @@ use sriov_host::netns::{NetNs, NetNsError};
 use sriov_host::pci::PciAddress;
 use sriov_host::vf::{VfIndex, VfSetting};
 
-use crate::device::{Device, DeviceError};
+use crate::conf::VfRequest;
+use crate::deadline::while_busy;
+use crate::device::{Device, DeviceError, pf_link};
 use crate::log::{Level, Log};
 use crate::quirks::{self, MacOrder};
 use crate::result::CniResult;
@@ -54,11 +57,13 @@ pub enum AttachError {
         /// Its limit.
         max: u32,
     },
-    /// There is no netdev to set an MTU on.
-    #[error("mtu is {asked}: VF {vf} is held by {driver}, so that only the program which uses it can set its MTU")]
-    UserspaceMtu {
+    /// There is no netdev to set this on.
+    #[error("{key} is {given}: VF {vf} is held by {driver}, so that only the program which uses it can set this")]
+    Userspace {
+        /// The key.
+        key: &'static str,
         /// What was asked.
-        asked: u32,
+        given: String,
         /// The VF.
         vf: PciAddress,
         /// Its driver.
@@ -119,7 +124,7 @@ pub(crate) fn set_attributes(route: &Route, pf: &Link, index: VfIndex, settings:
 }
 
 /// Brings a VF's attributes to `asked`, with the netdev's address in the order that its driver needs, and looks once whether they arrived.
-pub(crate) fn configure(host: &Host, route: &Route, device: &Device, asked: &[VfSetting]) -> Result<(), AttachError> {
+pub(crate) fn configure(host: &Host, route: &Route, device: &Device, asked: &[VfSetting], deadline: Instant) -> Result<(), AttachError> {
     let (pf, mut current) = device.attributes(host, route)?;
     let mac = asked.iter().find_map(|s| if let VfSetting::Mac(mac) = s { Some(*mac) } else { None });
     if let (Some(mac), Some(link), MacOrder::NetdevFirst) = (mac, &device.netdev, quirks::mac_order(device.kernel_driver()))
@@ -130,7 +135,8 @@ pub(crate) fn configure(host: &Host, route: &Route, device: &Device, asked: &[Vf
             current.mac = MacAddr::ZERO;
         }
         if own != mac {
-            change(route, link, &LinkChange { mac: Some(mac), ..LinkChange::default() }, || format!("set MAC {mac} on {}", link.netdev.name))?;
+            let own = LinkChange { mac: Some(mac), ..LinkChange::default() };
+            change(route, link, &own, deadline, || format!("set MAC {mac} on {}", link.netdev.name))?;
         }
     }
     let settings = vf_plan::changes(asked, &current);
@@ -145,13 +151,33 @@ pub(crate) fn configure(host: &Host, route: &Route, device: &Device, asked: &[Vf
     }
 }
 
-/// Refuses what could only fail half-way: an MTU above the driver's limit, a name that the container already uses.
-pub(crate) fn check_before(pod: &Route, link: &Link, if_name: &str, mtu: Option<u32>) -> Result<(), AttachError> {
-    if let (Some(asked), Some(max)) = (mtu, link.netdev.max_mtu)
-        && asked > max
-    {
-        return Err(AttachError::Mtu { netdev: link.netdev.name.clone(), asked, max });
+/// Refuses an MTU that the VF's or the PF's driver can't do.
+pub(crate) fn check_mtu(host: &Host, route: &Route, device: &Device, asked: Option<u32>) -> Result<(), AttachError> {
+    let Some(asked) = asked else { return Ok(()) };
+    let pf = device.pf.map(|pf| pf_link(host, route, pf)).transpose()?.flatten();
+    for link in device.netdev.iter().chain(pf.iter()) {
+        if let Some(max) = link.netdev.max_mtu.filter(|max| asked > *max) {
+            return Err(AttachError::Mtu { netdev: link.netdev.name.clone(), asked, max });
+        }
     }
+    Ok(())
+}
+
+/// What only a netdev has can't be set on a VF that a program holds.
+pub(crate) fn refuse_without_netdev(wanted: &VfRequest, device: &Device) -> Result<(), AttachError> {
+    let asked = [
+        wanted.mtu.map(|mtu| ("mtu", mtu.to_string())),
+        wanted.allmulti.map(|on| ("allmulti", if on { "on" } else { "off" }.to_owned())),
+        wanted.promisc.map(|on| ("promisc", if on { "on" } else { "off" }.to_owned())),
+    ];
+    match asked.into_iter().flatten().next() {
+        Some((key, given)) => Err(AttachError::Userspace { key, given, vf: device.vf, driver: device.driver.clone() }),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a name that the container already uses, which could only fail half-way.
+pub(crate) fn check_name(pod: &Route, if_name: &str) -> Result<(), AttachError> {
     match pod.link_by_name(if_name)? {
         Some(_) => Err(AttachError::NameTaken { name: if_name.to_owned() }),
         None => Ok(()),
@@ -159,30 +185,56 @@ pub(crate) fn check_before(pod: &Route, link: &Link, if_name: &str, mtu: Option<
 }
 
 /// Moves a netdev into the container under its new name, in one message.
-pub(crate) fn move_in(route: &Route, link: &Link, netns: &NetNs, if_name: &str) -> Result<(), AttachError> {
+pub(crate) fn move_in(route: &Route, link: &Link, netns: &NetNs, if_name: &str, deadline: Instant) -> Result<(), AttachError> {
     use std::os::fd::AsFd as _;
     // The kernel refuses a name that the link itself has as an alternative one (since 5.5).
     if link.netdev.alt_names.iter().any(|name| name == if_name) {
         route.del_alt_name(link.netdev.ifindex, if_name)?;
     }
     let moving = LinkChange { name: Some(if_name), netns: Some(netns.as_fd()), ..LinkChange::default() };
-    change(route, link, &moving, || format!("move {} into the container as {if_name}", link.netdev.name))
+    let what = || format!("move {} into the container as {if_name}", link.netdev.name);
+    match change(route, link, &moving, deadline, what) {
+        // Since 6.6 the kernel also refuses a link whose alternative name the container uses.
+        Err(AttachError::Change { cause, .. })
+            if cause.errno() == Errno::EXIST.raw_os_error() && clear_alt_names(route, link, &Route::open_in(netns)?)? =>
+        {
+            change(route, link, &moving, deadline, what)
+        }
+        moved => moved,
+    }
+}
+
+/// Takes away the alternative names of a link that the namespace it is bound for has too; the journal remembers them. False when there is none.
+pub(crate) fn clear_alt_names(here: &Route, link: &Link, there: &Route) -> Result<bool, NetlinkError> {
+    let mut cleared = false;
+    for name in &link.netdev.alt_names {
+        if there.link_by_name(name)?.is_some() {
+            here.del_alt_name(link.netdev.ifindex, name)?;
+            cleared = true;
+        }
+    }
+    Ok(cleared)
 }
 
 /// In the container: address and MTU where they differ, the sysctls that make neighbours learn quickly, then up. Returns the link as it is
 /// afterwards. The calling thread is in the container's namespace.
-pub(crate) fn bring_up(host: &Host, log: &Log, if_name: &str, mac: Option<MacAddr>, mtu: Option<u32>) -> Result<Link, AttachError> {
+pub(crate) fn bring_up(host: &Host, log: &Log, if_name: &str, asked: &VfRequest, deadline: Instant) -> Result<Link, AttachError> {
     let route = Route::open()?;
     let link = link_in_pod(&route, if_name)?;
-    let wanted =
-        LinkChange { mac: mac.filter(|mac| link.netdev.mac != Some(*mac)), mtu: mtu.filter(|mtu| link.netdev.mtu != *mtu), ..LinkChange::default() };
-    if wanted.mac.is_some() || wanted.mtu.is_some() {
-        change(&route, &link, &wanted, || format!("set MAC or MTU of {if_name}"))?;
+    let wanted = LinkChange {
+        mac: asked.mac.filter(|mac| link.netdev.mac != Some(*mac)),
+        mtu: asked.mtu.filter(|mtu| link.netdev.mtu != *mtu),
+        allmulti: asked.allmulti.filter(|on| link.allmulti != *on),
+        promisc: asked.promisc.filter(|on| link.promisc != *on),
+        ..LinkChange::default()
+    };
+    if wanted.mac.is_some() || wanted.mtu.is_some() || wanted.allmulti.is_some() || wanted.promisc.is_some() {
+        change(&route, &link, &wanted, deadline, || format!("set MAC, MTU or flags of {if_name}"))?;
     }
     for sysctl in ["ipv4/conf/{}/arp_notify", "ipv6/conf/{}/ndisc_notify", "ipv6/conf/{}/optimistic_dad"] {
         set_sysctl(host, log, &sysctl.replace("{}", if_name), "1");
     }
-    change(&route, &link, &LinkChange { up: Some(true), ..LinkChange::default() }, || format!("set {if_name} up"))?;
+    change(&route, &link, &LinkChange { up: Some(true), ..LinkChange::default() }, deadline, || format!("set {if_name} up"))?;
     link_in_pod(&route, if_name)
 }
 
@@ -243,8 +295,8 @@ fn link_in_pod(route: &Route, if_name: &str) -> Result<Link, AttachError> {
     route.link_by_name(if_name)?.ok_or_else(|| AttachError::Lost { name: if_name.to_owned() })
 }
 
-fn change(route: &Route, link: &Link, change: &LinkChange<'_>, what: impl FnOnce() -> String) -> Result<(), AttachError> {
-    route.change_link(link.netdev.ifindex, change).map_err(|cause| AttachError::Change { what: what(), cause })
+fn change(route: &Route, link: &Link, change: &LinkChange<'_>, deadline: Instant, what: impl FnOnce() -> String) -> Result<(), AttachError> {
+    while_busy(deadline, || route.change_link(link.netdev.ifindex, change)).map_err(|cause| AttachError::Change { what: what(), cause })
 }
 
 /// A sysctl below `net`. Best effort: a kernel without IPv6 or without the option still carries packets.

@@ -11,6 +11,7 @@ use crate::Context;
 use crate::attach::AttachError;
 use crate::device::Device;
 use crate::errors::Error;
+use crate::go_plugin;
 use crate::ipam::{self, Attachment};
 use crate::journal::{Journal, Phase};
 use crate::request::Command;
@@ -22,7 +23,11 @@ use crate::vf_plan;
 pub(crate) fn check(ctx: &Context<'_>) -> Result<(), Error> {
     let wanted = ctx.conf.vf_request(ctx.request.args_mac.as_deref())?;
     let owner = (&*ctx.request.container_id, &*ctx.request.if_name);
-    let journal = Store::at(&ctx.conf.state_dir).read(wanted.device)?;
+    let store = Store::at(&ctx.conf.state_dir);
+    let journal = match store.read(wanted.device)? {
+        Some(journal) if !go_plugin::ended(&store, &journal)? => Some(journal),
+        _ => go_plugin::attachment(ctx, &store, owner.0, owner.1)?.filter(|journal| journal.vf == wanted.device),
+    };
     let attached = |journal: &Journal| journal.owner.is(owner.0, owner.1) && journal.phase == Phase::Attached;
     let journal = journal.filter(attached).ok_or_else(|| differs(format!("VF {}", wanted.device), "not attached", "it attached"))?;
     let previous = ctx.conf.prev_result.as_ref().and_then(|value| CniResult::decode(value).ok());
@@ -31,7 +36,8 @@ pub(crate) fn check(ctx: &Context<'_>) -> Result<(), Error> {
     if journal.userspace_driver.is_none() {
         in_container(ctx, &journal, &expected)?;
     }
-    if !journal.applied.settings.is_empty() {
+    // What the Go plugin set is in its record only by kind, so that there is nothing to compare with.
+    if !journal.applied.settings.is_empty() && journal.result.is_some() {
         let route = Route::open()?;
         let device = Device { vf: journal.vf, pf: journal.pf, index: journal.index, driver: String::new(), netdev: None };
         let (pf, current) = device.attributes(ctx.host, &route)?;

@@ -7,7 +7,8 @@
 //! What does not live here: anything that needs the machine.
 
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -24,6 +25,9 @@ use crate::version::{CniVersion, UnsupportedVersion};
 /// Where state is kept unless `stateDir` says otherwise. The config daemon reads the journals below it.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/cni/sriov";
 
+/// How long a call may wait altogether unless `deadlineSeconds` says otherwise.
+pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
+
 /// What each verb needs of the configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NetConf {
@@ -37,6 +41,10 @@ pub struct NetConf {
     pub ipam: Option<String>,
     /// `stateDir`, absolute.
     pub state_dir: PathBuf,
+    /// `deadlineSeconds`.
+    pub deadline: Duration,
+    /// `runtimeConfig.CNIDeviceInfoFile`, where the runtime reads what the device is.
+    pub device_info_file: Option<PathBuf>,
     /// `logLevel`.
     pub log_level: Level,
     /// `logFile`; `None` is standard error.
@@ -67,6 +75,10 @@ pub struct VfRequest {
     pub mac: Option<MacAddr>,
     /// MTU of the netdev in bytes.
     pub mtu: Option<u32>,
+    /// Receive all multicast frames.
+    pub allmulti: Option<bool>,
+    /// Receive all frames.
+    pub promisc: Option<bool>,
     /// Port VLAN; id 0 asks for "no tag", which is not the same as absent.
     pub vlan: Option<VlanRequest>,
     /// Guaranteed transmit rate.
@@ -132,7 +144,7 @@ pub enum ConfError {
 }
 
 /// Keys that mean something here.
-const OWN_KEYS: [&str; 13] = [
+const OWN_KEYS: [&str; 17] = [
     "vlan",
     "vlanQoS",
     "vlanProto",
@@ -143,6 +155,10 @@ const OWN_KEYS: [&str; 13] = [
     "spoofchk",
     "trust",
     "link_state",
+    "allmulti",
+    "promisc",
+    "vlanTrunk",
+    "deadlineSeconds",
     "logLevel",
     "logFile",
     "stateDir",
@@ -166,6 +182,11 @@ const CARRIED_KEYS: [&str; 14] = [
 ];
 
 impl NetConf {
+    /// The configuration as it was given.
+    pub(crate) fn wire(&self) -> &Map<String, Value> {
+        &self.wire
+    }
+
     /// Reads what every verb needs.
     pub fn parse(stdin: &[u8]) -> Result<Self, ConfError> {
         let wire: Map<String, Value> = serde_json::from_slice(stdin).map_err(ConfError::Decode)?;
@@ -188,9 +209,11 @@ impl NetConf {
         Ok(Self {
             version,
             name: name.to_owned(),
-            device: device_text(&wire).and_then(|id| id.parse().ok()),
+            device: device_value(&wire).and_then(|(_, id)| id.as_str()?.parse().ok()),
             ipam: ipam_type(&wire)?,
             state_dir,
+            deadline: number(&wire, "deadlineSeconds", DEADLINE_SECONDS).ok().flatten().map_or(DEFAULT_DEADLINE, |s| Duration::from_secs(s.into())),
+            device_info_file: device_info_file(&wire).ok().flatten(),
             log_level: text(&wire, "logLevel").ok().flatten().and_then(Level::parse).unwrap_or_default(),
             log_file: text(&wire, "logFile").ok().flatten().map(PathBuf::from),
             prev_result: wire.get("prevResult").filter(|v| !v.is_null()).cloned(),
@@ -208,22 +231,21 @@ impl NetConf {
                 return Err(ConfError::UnknownKey { key: key.clone(), value: value.to_string(), hint: nearest(key) });
             }
         }
-        let device = match (self.device, device_text(wire)) {
+        let device = match (self.device, device_value(wire)) {
             (Some(device), _) => device,
-            (None, Some(given)) => return Err(invalid("deviceID", &given.into(), "the PCI address of a VF, for example 0000:3b:02.1")),
+            (None, Some((key, given))) => {
+                return Err(invalid(key, given, "the PCI address of a VF, for example 0000:3b:02.1 (sub-functions can't be attached)"));
+            }
             (None, None) => return Err(ConfError::Missing { key: "deviceID", hint: NO_DEVICE }),
         };
-        if text(wire, "logLevel")?.is_some_and(|level| Level::parse(level).is_none()) {
-            return Err(invalid("logLevel", &wire["logLevel"], "panic, error, warning, info or debug"));
-        }
-        if text(wire, "logFile")?.is_some_and(|path| !path.starts_with('/')) {
-            return Err(invalid("logFile", &wire["logFile"], "an absolute path"));
-        }
+        check_the_rest(wire)?;
         let rate = |key| Ok::<_, ConfError>(number(wire, key, 0..=u32::MAX)?.map(Mbps));
         Ok(VfRequest {
             device,
             mac: requested_mac(wire, args_mac)?,
             mtu: number(wire, "mtu", 68..=65535)?,
+            allmulti: switch(wire, "allmulti")?,
+            promisc: switch(wire, "promisc")?,
             vlan: requested_vlan(wire)?,
             min_tx_rate: rate("min_tx_rate")?,
             max_tx_rate: rate("max_tx_rate")?,
@@ -238,9 +260,41 @@ impl NetConf {
     }
 }
 
+/// What is not about the VF: of its type and in its range, too.
+fn check_the_rest(wire: &Map<String, Value>) -> Result<(), ConfError> {
+    if text(wire, "logLevel")?.is_some_and(|level| Level::parse(level).is_none()) {
+        return Err(invalid("logLevel", &wire["logLevel"], "panic, error, warning, info or debug"));
+    }
+    if text(wire, "logFile")?.is_some_and(|path| !path.starts_with('/')) {
+        return Err(invalid("logFile", &wire["logFile"], "an absolute path"));
+    }
+    number(wire, "deadlineSeconds", DEADLINE_SECONDS)?;
+    for key in ["capabilities", "runtimeConfig", "args", "dns", "prevResult"] {
+        if let Some(given) = wire.get(key).filter(|value| !value.is_null() && !value.is_object()) {
+            return Err(invalid(key, given, "an object"));
+        }
+    }
+    device_info_file(wire)?;
+    for (key, reason) in REFUSED_KEYS {
+        let given = wire.get(key).or_else(|| wire.get("runtimeConfig")?.get(key));
+        if let Some(given) = given.filter(|value| !value.is_null() && value.as_str() != Some("")) {
+            return Err(invalid(key, given, reason));
+        }
+    }
+    Ok(())
+}
+
+const DEADLINE_SECONDS: RangeInclusive<u32> = 1..=300;
+
 /// Multus leaves the key out when the kubelet's answer holds no device of the network's resource.
 const NO_DEVICE: &str = "the VF's PCI address is put here by Multus when the pod has a device of the network's resource; \
                          does the pod request the resource that the network's k8s.v1.cni.cncf.io/resourceName names?";
+
+/// Keys that are known and can't be followed: a network that depends on them must not come up without.
+const REFUSED_KEYS: [(&str, &str); 2] = [
+    ("vlanTrunk", "nothing: no driver of the kernel's own tree lets a VF's VLAN trunk be set"),
+    ("infinibandGUID", "nothing: this plugin does not set GUIDs of InfiniBand VFs; use the CNI for InfiniBand"),
+];
 
 fn is_known(key: &str) -> bool {
     OWN_KEYS.contains(&key) || CARRIED_KEYS.contains(&key) || key.starts_with("cni.dev/")
@@ -252,11 +306,19 @@ fn nearest(key: &str) -> Option<&'static str> {
     OWN_KEYS.into_iter().chain(CARRIED_KEYS).find(|known| letters(known) == letters(key))
 }
 
-fn device_text(wire: &Map<String, Value>) -> Option<&str> {
-    [wire.get("deviceID"), wire.get("runtimeConfig").and_then(|r| r.get("deviceID")), wire.get("pciBusID")]
+/// What names the device, with its key: `deviceID` as the kubelet's choice through Multus, then the pod's own, then the older key.
+fn device_value(wire: &Map<String, Value>) -> Option<(&'static str, &Value)> {
+    let runtime = wire.get("runtimeConfig").and_then(|r| r.get("deviceID"));
+    [("deviceID", wire.get("deviceID")), ("runtimeConfig.deviceID", runtime), ("pciBusID", wire.get("pciBusID"))]
         .into_iter()
-        .flatten()
-        .find_map(|value| value.as_str().filter(|t| !t.is_empty()))
+        .find_map(|(key, value)| value.filter(|v| !v.is_null() && v.as_str() != Some("")).map(|value| (key, value)))
+}
+
+/// The file that tells the runtime what the device is (device-info specification 1.1.0). Its folder is not ours to choose: no `..`.
+fn device_info_file(wire: &Map<String, Value>) -> Result<Option<PathBuf>, ConfError> {
+    let Some(value) = wire.get("runtimeConfig").and_then(|r| r.get("CNIDeviceInfoFile")).filter(|v| !v.is_null()) else { return Ok(None) };
+    let path = value.as_str().map(Path::new).filter(|path| path.is_absolute() && !path.components().any(|c| c == Component::ParentDir));
+    path.map(|path| Some(path.to_owned())).ok_or_else(|| invalid("runtimeConfig.CNIDeviceInfoFile", value, "an absolute path without \"..\""))
 }
 
 /// The type of the delegated plugin; `{}` and a missing key both mean "no IPAM". A path in the place of a name must not choose the program.

@@ -5,7 +5,7 @@
 //! Invariant: devices are found by PCI address; names are looked up each time, because anybody may change them.
 
 use sriov_host::Host;
-use sriov_host::discover::{self, DiscoverError};
+use sriov_host::discover::{self, DiscoverError, VfLocation};
 use sriov_host::netlink::{Link, NetlinkError, Route, route};
 use sriov_host::pci::PciAddress;
 use sriov_host::sysfs::SysfsError;
@@ -18,9 +18,9 @@ use crate::quirks;
 pub struct Device {
     /// Its PCI address.
     pub vf: PciAddress,
-    /// Its PF.
-    pub pf: PciAddress,
-    /// Its index on the PF.
+    /// Its PF; `None` in a virtual machine that was given the VF alone.
+    pub pf: Option<PciAddress>,
+    /// Its index on the PF; 0 without one.
     pub index: VfIndex,
     /// The bound driver.
     pub driver: String,
@@ -42,6 +42,23 @@ pub enum DeviceError {
     /// No driver is bound.
     #[error("VF {vf} has no driver: expected a network driver, vfio-pci, uio_pci_generic or igb_uio")]
     NoDriver {
+        /// The VF.
+        vf: PciAddress,
+    },
+    /// A network function with all its VFs, or one that the node itself lives on.
+    #[error("{vf} is not a VF: {why}")]
+    NotAVf {
+        /// The function.
+        vf: PciAddress,
+        /// What it is.
+        why: &'static str,
+    },
+    /// Attributes are asked of a PF that is not here.
+    #[error(
+        "VF {vf} has no PF on this machine (a virtual machine that was given the VF alone): vlan, rates, spoofchk, trust and link_state have to be \
+             set where its PF is"
+    )]
+    NoPf {
         /// The VF.
         vf: PciAddress,
     },
@@ -82,15 +99,20 @@ pub enum DeviceError {
 impl Device {
     /// The VF with this address, as it is now.
     pub fn find(host: &Host, route: &Route, vf: PciAddress) -> Result<Self, DeviceError> {
-        let location = discover::vf_location(host, vf).map_err(|cause| DeviceError::Find { vf, cause })?;
-        let driver = location.driver.ok_or(DeviceError::NoDriver { vf })?;
+        let Location { pf, index, driver } = locate(host, vf)?;
+        let driver = driver.ok_or(DeviceError::NoDriver { vf })?;
         let netdev = if quirks::is_userspace(&driver) {
             None
         } else {
             let found = netdev_in_host(host, route, vf)?.map_or_else(|| route.link_by_pci(vf), |link| Ok(Some(link)))?;
             Some(found.ok_or_else(|| DeviceError::NoNetdev { vf, driver: driver.clone() })?)
         };
-        Ok(Self { vf, pf: location.pf, index: location.index, driver, netdev })
+        if let (None, Some(link)) = (pf, &netdev)
+            && route.routes(link.netdev.ifindex)?.iter().any(|r| r.prefix == 0)
+        {
+            return Err(DeviceError::NotAVf { vf, why: "it has no PF here, and the node's default route goes over it" });
+        }
+        Ok(Self { vf, pf, index, driver, netdev })
     }
 
     /// The userspace driver that holds it.
@@ -105,10 +127,38 @@ impl Device {
 
     /// What its PF reports of it, with the PF's netdev.
     pub fn attributes(&self, host: &Host, route: &Route) -> Result<(Link, VfAttributes), DeviceError> {
-        let Self { vf, pf, index, .. } = *self;
+        let Self { vf, index, .. } = *self;
+        let pf = self.pf.ok_or(DeviceError::NoPf { vf })?;
         let link = pf_link(host, route, pf)?.ok_or(DeviceError::NoPfNetdev { vf, pf })?;
         let attributes = route.vf(link.netdev.ifindex, index)?.ok_or(DeviceError::NotReported { vf, pf, index })?;
         Ok((link, attributes))
+    }
+}
+
+/// Where a function stands: its PF if that is here, its index there, its driver.
+#[derive(Clone, Debug)]
+pub(crate) struct Location {
+    pub(crate) pf: Option<PciAddress>,
+    pub(crate) index: VfIndex,
+    pub(crate) driver: Option<String>,
+}
+
+/// Finds a VF. A function without `physfn` is one too unless it can have VFs itself: in a virtual machine nothing tells that it is one.
+pub(crate) fn locate(host: &Host, vf: PciAddress) -> Result<Location, DeviceError> {
+    match discover::vf_location(host, vf) {
+        Ok(VfLocation { pf, index, driver, .. }) => Ok(Location { pf: Some(pf), index, driver }),
+        Err(DiscoverError::NotAVf(_)) => {
+            let device = format!("/sys/bus/pci/devices/{vf}");
+            if host.sysfs().exists(format!("{device}/sriov_totalvfs")) {
+                return Err(DeviceError::NotAVf { vf, why: "it is a PF" });
+            }
+            if host.sysfs().read_opt(format!("{device}/class"))?.is_none_or(|class| !class.starts_with("0x02")) {
+                return Err(DeviceError::NotAVf { vf, why: "it is no network function" });
+            }
+            let driver = host.sysfs().read_link_name(format!("{device}/driver"))?;
+            Ok(Location { pf: None, index: VfIndex(0), driver })
+        }
+        Err(cause) => Err(DeviceError::Find { vf, cause }),
     }
 }
 

@@ -65,6 +65,14 @@ pub enum Error {
         /// Its interface there.
         if_name: String,
     },
+    /// The Go plugin gave the VF to a container that lives. Code 11.
+    #[error("VF {vf} was attached by the Go plugin to the network namespace {netns}, which still exists")]
+    TakenBefore {
+        /// The VF.
+        vf: PciAddress,
+        /// Its container's namespace.
+        netns: String,
+    },
     /// DEL or another ADD took the attachment away while IPAM worked. Code 11.
     #[error("the attachment of VF {vf} was taken away by another call while IPAM worked")]
     Overtaken {
@@ -107,6 +115,9 @@ pub enum Error {
     /// STATUS: no ADD can work now. Code 50.
     #[error("no pod can be attached now: {0}")]
     Unavailable(StateError),
+    /// STATUS: no ADD can work now. Code 50.
+    #[error("no pod can be attached now: {0}")]
+    IpamUnavailable(IpamError),
     /// Netlink. Code 102.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
@@ -129,10 +140,14 @@ impl Error {
             Self::Conf(ConfError::UnknownKey { .. }) => 2,
             Self::Conf(ConfError::Decode(_)) => 6,
             Self::Conf(ConfError::Invalid { .. } | ConfError::Missing { .. })
-            | Self::Attach(AttachError::Mtu { .. } | AttachError::UserspaceMtu { .. }) => 7,
-            Self::Taken { .. } | Self::Overtaken { .. } | Self::State(StateError::Locked { .. }) | Self::RestoreFirst { .. } => 11,
+            | Self::Attach(AttachError::Mtu { .. } | AttachError::Userspace { .. }) => 7,
+            Self::Taken { .. }
+            | Self::TakenBefore { .. }
+            | Self::Overtaken { .. }
+            | Self::State(StateError::Locked { .. })
+            | Self::RestoreFirst { .. } => 11,
             Self::State(_) => 5,
-            Self::Unavailable(_) => 50,
+            Self::Unavailable(_) | Self::IpamUnavailable(_) => 50,
             Self::Device(error) | Self::Attach(AttachError::Device(error)) => device_code(error),
             Self::Attach(AttachError::Refused { .. } | AttachError::Ignored { .. }) => 101,
             Self::Attach(_) | Self::Netlink(_) => 102,

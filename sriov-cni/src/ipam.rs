@@ -80,7 +80,16 @@ pub(crate) fn call(ctx: &Context<'_>, plugin: &str, command: Command, attachment
     let Attachment { container_id, if_name, netns } = attachment;
     let delegation =
         Delegation { plugin, command, container_id, if_name, netns, args: &ctx.request.args, path: &ctx.request.path, conf: &ctx.request.stdin };
-    ctx.io.delegate(&delegation).map_err(|error| refusal(plugin, command, error))
+    ctx.deadline.paused(|| ctx.io.delegate(&delegation)).map_err(|error| refusal(plugin, command, error))
+}
+
+/// As [`call`] for a verb that plugins from before CNI 1.1 do not know, which says nothing about their health: they answer with error 1 or 4.
+pub(crate) fn call_if_known(ctx: &Context<'_>, plugin: &str, command: Command) -> Result<(), IpamError> {
+    let whole_network = Attachment { container_id: "", if_name: "", netns: None };
+    match call(ctx, plugin, command, whole_network) {
+        Ok(_) | Err(IpamError::Refused { code: 1 | 4, .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// A failure with the CNI error that the plugin printed, if it printed one.

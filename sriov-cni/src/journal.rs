@@ -35,8 +35,8 @@ pub struct Journal {
     pub owner: Owner,
     /// The VF.
     pub vf: PciAddress,
-    /// Its PF, which is known by its address because names change.
-    pub pf: PciAddress,
+    /// Its PF, which is known by its address because names change; `None` in a virtual machine that was given the VF alone.
+    pub pf: Option<PciAddress>,
     /// Its index on the PF.
     pub index: VfIndex,
     /// The driver that hands it to a program; `None` for a VF with a netdev.
@@ -48,6 +48,12 @@ pub struct Journal {
     pub original: Original,
     /// What may have been changed.
     pub applied: Applied,
+    /// Beside it stand records in the Go plugin's form; when they are gone, the Go plugin has detached the container.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub go_records: bool,
+    /// The device-info file that this ADD writes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_info: Option<PathBuf>,
     /// The result of a complete ADD, given again to a repeated ADD.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<CniResult>,
@@ -103,6 +109,12 @@ pub struct OriginalNetdev {
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
+    /// Set to receive all frames.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub promisc: bool,
+    /// Set to receive all multicast frames.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub allmulti: bool,
 }
 
 /// What ADD may have changed.
@@ -115,6 +127,11 @@ pub struct Applied {
     pub mac: Option<MacAddr>,
     /// The netdev's MTU in bytes.
     pub mtu: Option<u32>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for this form")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 impl Owner {

@@ -24,31 +24,32 @@ pub mod vf_plan;
 
 pub mod attach;
 pub mod device;
+pub mod doctor;
+pub mod explain;
 pub mod ipam;
 pub mod restore;
 
 mod add;
 mod check;
+mod deadline;
 mod del;
+mod device_info;
 mod gc;
+mod go_plugin;
 mod status;
 mod undo;
-
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use sriov_host::Host;
 
 use crate::conf::{ConfError, NetConf};
+use crate::deadline::Deadline;
 use crate::io::Io;
 use crate::log::Log;
 use crate::request::{Command, Request};
 use crate::version::CniVersion;
 
 pub use crate::errors::Error;
-
-/// How long a call waits for another call on the same VF before it says "try again later".
-pub const LOCK_WAIT: Duration = Duration::from_secs(10);
 
 /// One call with everything that it may use.
 #[derive(Clone, Copy)]
@@ -58,6 +59,7 @@ pub(crate) struct Context<'a> {
     pub(crate) host: &'a Host,
     pub(crate) io: &'a dyn Io,
     pub(crate) log: &'a Log,
+    pub(crate) deadline: &'a Deadline,
 }
 
 impl std::fmt::Debug for Context<'_> {
@@ -74,7 +76,8 @@ pub fn run(request: &Request, host: &Host, io: &dyn Io) -> Result<Option<Value>,
     let conf = NetConf::parse(&request.stdin)?;
     let verb = request.command.as_str();
     let log = Log::new(conf.log_level, conf.log_file.as_deref(), format!("{verb} {}/{}", request.container_id, request.if_name));
-    let ctx = Context { request, conf: &conf, host, io, log: &log };
+    let deadline = Deadline::after(conf.deadline);
+    let ctx = Context { request, conf: &conf, host, io, log: &log, deadline: &deadline };
     let needs = |needed| if conf.version < needed { Err(Error::VerbVersion { verb, needed, given: conf.version }) } else { Ok(()) };
     let done = match request.command {
         Command::Add => add::add(&ctx).map(|result| Some(result.encode(conf.version))),

@@ -71,3 +71,24 @@ impl Log {
         };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_up_to_the_level_are_appended_to_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sriov.log");
+        for (level, verb) in [(Level::Warning, "ADD"), (Level::Debug, "DEL")] {
+            let log = Log::new(level, Some(&path), format!("{verb} c0ffee/net1"));
+            log.write(Level::Warning, &"odd");
+            log.write(Level::Info, &"done");
+        }
+        let expected = "sriov warning ADD c0ffee/net1: odd\nsriov warning DEL c0ffee/net1: odd\nsriov info DEL c0ffee/net1: done\n";
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), expected);
+        // Standard error takes over where the file can't be opened; the call goes on.
+        Log::new(Level::Error, Some(Path::new("/proc/no/such/folder")), String::new()).write(Level::Error, &"told on standard error");
+        assert_eq!(Level::parse("loud"), None);
+    }
+}

@@ -26,6 +26,11 @@ pub fn mac_order(driver: Option<&str>) -> MacOrder {
     QUIRKS.iter().find(|quirk| Some(quirk.driver) == driver).map_or(MacOrder::AdminFirst, |quirk| quirk.mac_order)
 }
 
+/// Whether a refusal passes by itself: iavf answers `EBUSY`, others `EAGAIN`, while a VF resets after a change through its PF (sriov-cni #213).
+pub fn is_passing(errno: i32) -> bool {
+    [rustix::io::Errno::BUSY, rustix::io::Errno::AGAIN].iter().any(|passing| passing.raw_os_error() == errno)
+}
+
 /// Whether the driver hands the device to a program instead of the kernel: such a VF has no netdev, and only its PF can configure it.
 pub fn is_userspace(driver: &str) -> bool {
     matches!(driver, "vfio-pci" | "uio_pci_generic" | "igb_uio")

@@ -144,7 +144,7 @@ fn is_interface_name(text: &str) -> bool {
 }
 
 /// The MAC of CNI_ARGS. An unknown key is an error unless `IgnoreUnknown` is set, as in the reference library (`types.LoadArgs`).
-fn mac_of_args(args: &str) -> Result<Option<String>, RequestError> {
+pub fn mac_of_args(args: &str) -> Result<Option<String>, RequestError> {
     let wrong = || RequestError::Invalid { name: "CNI_ARGS", given: args.to_owned(), allowed: ARGS };
     let pairs: Vec<(&str, &str)> = args.split(';').filter(|p| !p.is_empty()).map(|p| p.split_once('=')).collect::<Option<_>>().ok_or_else(wrong)?;
     let ignore = pairs.iter().any(|(key, value)| *key == "IgnoreUnknown" && matches!(*value, "1" | "true" | "True" | "TRUE"));

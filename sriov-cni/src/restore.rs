@@ -7,27 +7,28 @@
 
 use std::os::fd::AsFd as _;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::io::Errno;
 use sriov_host::Host;
-use sriov_host::discover::{self, DiscoverError};
+use sriov_host::discover::DiscoverError;
 use sriov_host::mac::MacAddr;
 use sriov_host::netlink::route::OpenRouteError;
 use sriov_host::netlink::{Link, LinkChange, NetlinkError, Route};
 use sriov_host::netns::{NetNs, NetNsError, NsId};
+use sriov_host::pci::PciAddress;
+use sriov_host::rate::Mbps;
 use sriov_host::uevent::{UeventError, UeventSocket};
+use sriov_host::vf::{VfAttributes, VfIndex, VfLinkState, VfVlan};
 
 use crate::Context;
-use crate::attach::{AttachError, set_attributes};
-use crate::device::{DeviceError, netdev_in_host, pf_link};
-use crate::journal::{Journal, OriginalNetdev, Owner};
+use crate::attach::{AttachError, clear_alt_names, set_attributes};
+use crate::deadline::while_busy;
+use crate::device::{DeviceError, locate, netdev_in_host, pf_link};
+use crate::journal::{Applied, Journal, Original, OriginalNetdev, Owner, Phase, VERSION};
 use crate::log::{Level, Log};
 use crate::quirks::{self, MacOrder};
 use crate::vf_plan;
-
-/// How long the kernel may take to throw a netdev out of a namespace that ended; it does so some time after the last reference is gone.
-const RETURN_WAIT: Duration = Duration::from_secs(5);
 
 /// A VF that could not be brought back. CNI error code 105.
 #[derive(Debug, thiserror::Error)]
@@ -84,23 +85,86 @@ pub(crate) fn restore(ctx: &Context<'_>, journal: &Journal) -> Result<(), Restor
         log.write(Level::Info, &format_args!("VF {} was attached before a reboot: nothing to restore", journal.vf));
         return Ok(());
     }
-    let location = match discover::vf_location(host, journal.vf) {
-        Ok(location) => location,
+    let gone = || log.write(Level::Info, &format_args!("VF {} no longer exists: nothing to restore", journal.vf));
+    let location = match locate(host, journal.vf) {
+        Ok(location) if location.pf.is_some() == journal.pf.is_some() => location,
         // A VF that is made again is as fresh as its driver makes it.
-        Err(DiscoverError::MissingDevice(_) | DiscoverError::NotAVf(_)) => {
-            log.write(Level::Info, &format_args!("VF {} no longer exists: nothing to restore", journal.vf));
+        Ok(_) | Err(DeviceError::NotAVf { .. } | DeviceError::Find { cause: DiscoverError::MissingDevice(_), .. }) => {
+            gone();
             return Ok(());
         }
-        Err(cause) => return Err(DeviceError::Find { vf: journal.vf, cause }.into()),
+        Err(error) => return Err(error.into()),
     };
     let route = Route::open()?;
     let given_now = ctx.request.netns.as_deref();
-    let restoring = Restoring { host, log, route: &route, journal, given_now };
+    let restoring = Restoring { host, log, route: &route, journal, given_now, deadline: ctx.deadline.at() };
     let has_netdev = location.driver.as_deref().is_some_and(|driver| !quirks::is_userspace(driver));
     let Some(original) = journal.original.netdev.as_ref().filter(|_| has_netdev) else { return restoring.attributes() };
-    restoring.netdev(original)?;
+    let ifindex = restoring.netdev(original)?;
     restoring.attributes()?;
-    restoring.last_look(original)
+    restoring.last_look(original, ifindex)
+}
+
+/// What can still be told of an attachment whose journal is lost: the VF is in the namespace of this very call, so that it is this container's,
+/// and what the configuration asks was set. It goes back to what a fresh VF has. `None` when it is anywhere else: then nothing says whose it is.
+pub(crate) fn lost(ctx: &Context<'_>, vf: PciAddress, owner: (&str, &str)) -> Result<Option<Journal>, crate::Error> {
+    let Some(netns) = ctx.request.netns.as_deref().and_then(|path| NetNs::open(path).ok()) else { return Ok(None) };
+    let id = netns.id().map_err(crate::Error::NetNs)?;
+    let own = NetNs::current().and_then(|own| own.id()).map_err(crate::Error::NetNs)?;
+    let Ok(location) = locate(ctx.host, vf) else { return Ok(None) };
+    if id == own {
+        return Ok(None);
+    }
+    let Some(link) = Route::open_in(&netns).map_err(AttachError::from)?.link_by_pci(vf)? else { return Ok(None) };
+    ctx.log.write(Level::Warning, &format_args!("VF {vf} has no journal: it goes back to the host as a fresh VF"));
+    let netdev = link.netdev;
+    let fresh = VfAttributes {
+        index: location.index,
+        mac: MacAddr::ZERO,
+        vlan: VfVlan::default(),
+        min_tx_rate: Mbps(0),
+        max_tx_rate: Mbps(0),
+        spoof_check: Some(true),
+        trust: Some(false),
+        link_state: Some(VfLinkState::Auto),
+    };
+    let wanted = ctx.conf.vf_request(ctx.request.args_mac.as_deref()).ok().filter(|_| location.pf.is_some());
+    let settings = wanted.map(|wanted| vf_plan::asked(&wanted, &fresh)).unwrap_or_default();
+    let name = usual_name(ctx, location.pf, location.index).unwrap_or(netdev.name);
+    Ok(Some(Journal {
+        version: VERSION,
+        phase: Phase::Prepared,
+        attempt: "lost".to_owned(),
+        boot_id: boot_id(ctx.host),
+        network: ctx.conf.name.clone(),
+        owner: Owner {
+            container_id: owner.0.to_owned(),
+            if_name: owner.1.to_owned(),
+            netns_path: netns.path().to_owned(),
+            netns_dev: id.dev,
+            netns_inode: id.ino,
+        },
+        vf,
+        pf: location.pf,
+        index: location.index,
+        userspace_driver: None,
+        kernel_driver: location.driver,
+        original: Original {
+            netdev: Some(OriginalNetdev { name, alt_names: Vec::new(), mac: link.permanent_mac, mtu: 0, up: false, promisc: false, allmulti: false }),
+            attributes: Some(fresh),
+        },
+        applied: Applied { settings, mac: None, mtu: None },
+        go_records: false,
+        device_info: None,
+        result: None,
+    }))
+}
+
+/// The name that udev gives a VF by default: that of its PF without the port, `v` and the index.
+fn usual_name(ctx: &Context<'_>, pf: Option<PciAddress>, index: VfIndex) -> Option<String> {
+    let pf = ctx.host.sysfs().list_opt(format!("/sys/bus/pci/devices/{}/net", pf?)).ok().flatten()?.into_iter().next()?;
+    let stem = pf.rsplit_once("np").filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())).map_or(pf.as_str(), |(stem, _)| stem);
+    Some(format!("{stem}v{index}")).filter(|name| name.len() <= 15)
 }
 
 struct Restoring<'a> {
@@ -109,24 +173,26 @@ struct Restoring<'a> {
     route: &'a Route,
     journal: &'a Journal,
     given_now: Option<&'a Path>,
+    deadline: Instant,
 }
 
 impl Restoring<'_> {
-    fn netdev(&self, original: &OriginalNetdev) -> Result<(), RestoreError> {
+    /// Brings the netdev back and returns its index in the host.
+    fn netdev(&self, original: &OriginalNetdev) -> Result<u32, RestoreError> {
         let vf = self.journal.vf;
         if let Some(link) = netdev_in_host(self.host, self.route, vf)? {
             return self.finish(link, original);
         }
         let netns = living_netns(&self.journal.owner, self.given_now);
         if let Some(netns) = &netns
-            && self.bring_out(netns, original)?
-            && let Some(link) = self.route.link_by_name(&original.name)?
+            && let Some(name) = self.bring_out(netns, original)?
+            && let Some(link) = self.route.link_by_name(&name)?
         {
             return self.finish(link, original);
         }
-        let deadline = Instant::now() + if netns.is_some() { Duration::ZERO } else { RETURN_WAIT };
+        // The kernel throws a netdev out of a namespace that ended some time after the last reference is gone.
         let link = self
-            .wait(deadline)?
+            .wait(if netns.is_some() { Instant::now() } else { self.deadline })?
             .ok_or_else(|| RestoreError::Missing { vf: vf.to_string(), netns: self.journal.owner.netns_path.display().to_string() })?;
         self.finish(link, original)
     }
@@ -145,29 +211,50 @@ impl Restoring<'_> {
 
     /// Takes the netdev out of a living container: down, its old name, address and MTU, then the move. The rename comes before the move,
     /// because udev gives a netdev that arrives under a foreign name its old name as an alternative one, which then blocks the rename
-    /// (seen on Linux 6.12). The move itself takes away all addresses and routes. False when the container does not have it.
-    fn bring_out(&self, netns: &NetNs, original: &OriginalNetdev) -> Result<bool, RestoreError> {
+    /// (seen on Linux 6.12). The move itself takes away all addresses and routes. Returns the name in the host; `None` when the container does
+    /// not have it.
+    fn bring_out(&self, netns: &NetNs, original: &OriginalNetdev) -> Result<Option<String>, RestoreError> {
         let pod = Route::open_in(netns).map_err(|error| match error {
             OpenRouteError::Enter(error) => RestoreError::NetNs(error),
             OpenRouteError::Open(error) => RestoreError::Netlink(error),
         })?;
-        let Some(link) = self.find_in_pod(&pod)? else { return Ok(false) };
+        let Some(link) = self.find_in_pod(&pod)? else { return Ok(None) };
         let ifindex = link.netdev.ifindex;
         if link.netdev.admin_up {
-            change(&pod, ifindex, &LinkChange { up: Some(false), ..LinkChange::default() }, || format!("set {} down", link.netdev.name))?;
+            let down = LinkChange { up: Some(false), ..LinkChange::default() };
+            self.change(&pod, ifindex, &down, || format!("set {} down", link.netdev.name))?;
         }
-        self.address_and_mtu(&pod, &link, original)?;
+        self.properties(&pod, &link, original)?;
         let host = NetNs::current()?;
         let mut leaving = LinkChange { netns: Some(host.as_fd()), ..LinkChange::default() };
+        if self.route.link_by_name(&original.name)?.is_some() {
+            self.log.write(Level::Warning, &format_args!("the host has another {}: VF {} gets a free name", original.name, self.journal.vf));
+            let name = free_name(self.route)?;
+            leaving.name = Some(&name);
+            self.leave(&pod, &link, &leaving)?;
+            return Ok(Some(name));
+        }
         match rename(&pod, &link, &original.name) {
             Ok(()) => {}
             // The container has another link of that name; the kernel can also rename while moving.
             Err(error) if error.errno() == Errno::EXIST.raw_os_error() => leaving.name = Some(&original.name),
             Err(cause) => return Err(RestoreError::Change { what: format!("rename {} to {}", link.netdev.name, original.name), cause }),
         }
-        change(&pod, ifindex, &leaving, || format!("move {} back to the host", original.name))?;
+        self.leave(&pod, &link, &leaving)?;
         self.log.write(Level::Info, &format_args!("{} of VF {} is back in the host", original.name, self.journal.vf));
-        Ok(true)
+        Ok(Some(original.name.clone()))
+    }
+
+    /// The move itself. An alternative name that the host has too, from the container's own doing, would stop it.
+    fn leave(&self, pod: &Route, link: &Link, leaving: &LinkChange<'_>) -> Result<(), RestoreError> {
+        let ifindex = link.netdev.ifindex;
+        let moved = while_busy(self.deadline, || pod.change_link(ifindex, leaving));
+        match moved {
+            Err(error) if error.errno() == Errno::EXIST.raw_os_error() && clear_alt_names(pod, link, self.route)? => {
+                self.change(pod, ifindex, leaving, || format!("move {} back to the host", link.netdev.name))
+            }
+            moved => moved.map_err(|cause| RestoreError::Change { what: format!("move {} back to the host", link.netdev.name), cause }),
+        }
     }
 
     /// The VF's netdev in the container. Kernels before 5.14 do not tell a netdev's device; then name and address must both be ours.
@@ -188,19 +275,24 @@ impl Restoring<'_> {
     }
 
     /// In the host: name, alternative names, address, MTU and state of a netdev that is back.
-    fn finish(&self, mut link: Link, original: &OriginalNetdev) -> Result<(), RestoreError> {
+    fn finish(&self, mut link: Link, original: &OriginalNetdev) -> Result<u32, RestoreError> {
         let ifindex = link.netdev.ifindex;
         if link.netdev.name != original.name {
             if link.netdev.admin_up {
                 let down = LinkChange { up: Some(false), ..LinkChange::default() };
-                change(self.route, ifindex, &down, || format!("set {} down", link.netdev.name))?;
+                self.change(self.route, ifindex, &down, || format!("set {} down", link.netdev.name))?;
                 link.netdev.admin_up = false;
             }
-            rename(self.route, &link, &original.name)
-                .map_err(|cause| RestoreError::Change { what: format!("rename {} to {}", link.netdev.name, original.name), cause })?;
-            self.log.write(Level::Info, &format_args!("VF {}: {} is {} again", self.journal.vf, link.netdev.name, original.name));
+            match rename(self.route, &link, &original.name) {
+                Ok(()) => self.log.write(Level::Info, &format_args!("VF {}: {} is {} again", self.journal.vf, link.netdev.name, original.name)),
+                // Everything that works on VFs knows them by address: a name that somebody else took is no reason to keep a pod from ending.
+                Err(error) if error.errno() == Errno::EXIST.raw_os_error() => {
+                    self.log.write(Level::Warning, &format_args!("VF {} stays {}: {error}", self.journal.vf, link.netdev.name));
+                }
+                Err(cause) => return Err(RestoreError::Change { what: format!("rename {} to {}", link.netdev.name, original.name), cause }),
+            }
         }
-        self.address_and_mtu(self.route, &link, original)?;
+        self.properties(self.route, &link, original)?;
         for name in original.alt_names.iter().filter(|name| !link.netdev.alt_names.contains(name)) {
             // udev may have been faster.
             match self.route.add_alt_name(ifindex, name) {
@@ -212,21 +304,29 @@ impl Restoring<'_> {
         }
         if link.netdev.admin_up != original.up {
             let state = LinkChange { up: Some(original.up), ..LinkChange::default() };
-            change(self.route, ifindex, &state, || format!("set {} {}", original.name, if original.up { "up" } else { "down" }))?;
+            self.change(self.route, ifindex, &state, || format!("set {} {}", original.name, if original.up { "up" } else { "down" }))?;
         }
-        Ok(())
+        Ok(ifindex)
     }
 
-    /// Gives a netdev its old address and MTU where they differ and we may have changed them. An address that is refused now may be taken
+    /// Gives a netdev its old MTU, flags and address where they differ, whoever changed them. An address that is refused now may be taken
     /// after the PF's attributes are back: many drivers let an administrative MAC bind the netdev. `last_look` decides.
-    fn address_and_mtu(&self, route: &Route, link: &Link, original: &OriginalNetdev) -> Result<(), RestoreError> {
+    fn properties(&self, route: &Route, link: &Link, original: &OriginalNetdev) -> Result<(), RestoreError> {
         let ifindex = link.netdev.ifindex;
-        if link.netdev.mtu != original.mtu {
-            let back = LinkChange { mtu: Some(original.mtu), ..LinkChange::default() };
-            change(route, ifindex, &back, || format!("give {} its MTU {} back", link.netdev.name, original.mtu))?;
+        let differs = |now: bool, then: bool| (now != then).then_some(then);
+        let back = LinkChange {
+            // 0 is unknown (a lost journal).
+            mtu: Some(original.mtu).filter(|mtu| *mtu != 0 && *mtu != link.netdev.mtu),
+            promisc: differs(link.promisc, original.promisc),
+            allmulti: differs(link.allmulti, original.allmulti),
+            ..LinkChange::default()
+        };
+        if back.mtu.is_some() || back.promisc.is_some() || back.allmulti.is_some() {
+            self.change(route, ifindex, &back, || format!("give {} its MTU and flags back", link.netdev.name))?;
         }
-        let (Some(target), Some(own)) = (self.changed_mac(link, original), link.netdev.mac) else { return Ok(()) };
-        if quirks::mac_order(self.journal.kernel_driver.as_deref()) == MacOrder::NetdevFirst {
+        let (Some(target), Some(own)) = (changed_mac(link, original), link.netdev.mac) else { return Ok(()) };
+        // Without a MAC of ours the administrative one is not ours to release either.
+        if self.journal.applied.mac.is_some() && quirks::mac_order(self.journal.kernel_driver.as_deref()) == MacOrder::NetdevFirst {
             self.release_mac(own, target)?;
         }
         if let Err(error) = route.change_link(ifindex, &LinkChange { mac: Some(target), ..LinkChange::default() }) {
@@ -236,20 +336,25 @@ impl Restoring<'_> {
     }
 
     /// With everything else back, the netdev must have its address.
-    fn last_look(&self, original: &OriginalNetdev) -> Result<(), RestoreError> {
-        let Some(link) = self.route.link_by_name(&original.name)? else { return Ok(()) };
-        let Some(mac) = self.changed_mac(&link, original) else { return Ok(()) };
+    fn last_look(&self, original: &OriginalNetdev, ifindex: u32) -> Result<(), RestoreError> {
+        let Some(link) = self.route.link_by_index(ifindex)? else { return Ok(()) };
+        let Some(mac) = changed_mac(&link, original) else { return Ok(()) };
         let back = LinkChange { mac: Some(mac), ..LinkChange::default() };
-        change(self.route, link.netdev.ifindex, &back, || format!("give {} its MAC {mac} back", original.name))
+        match self.change(self.route, ifindex, &back, || format!("give {} its MAC {mac} back", original.name)) {
+            // The container changed it, not we.
+            Err(error) if self.journal.applied.mac.is_none() => self.log.write(Level::Warning, &error),
+            done => done?,
+        }
+        Ok(())
     }
 
-    /// The original address, if we may have changed it and the link has another.
-    fn changed_mac(&self, link: &Link, original: &OriginalNetdev) -> Option<MacAddr> {
-        original.mac.filter(|mac| self.journal.applied.mac.is_some() && link.netdev.mac != Some(*mac))
+    fn change(&self, route: &Route, ifindex: u32, change: &LinkChange<'_>, what: impl FnOnce() -> String) -> Result<(), RestoreError> {
+        while_busy(self.deadline, || route.change_link(ifindex, change)).map_err(|cause| RestoreError::Change { what: what(), cause })
     }
 
     fn release_mac(&self, own: MacAddr, target: MacAddr) -> Result<(), RestoreError> {
-        let Some(pf) = pf_link(self.host, self.route, self.journal.pf)? else { return Ok(()) };
+        let Some(pf) = self.journal.pf else { return Ok(()) };
+        let Some(pf) = pf_link(self.host, self.route, pf)? else { return Ok(()) };
         let Some(current) = self.route.vf(pf.netdev.ifindex, self.journal.index)? else { return Ok(()) };
         if let Some(release) = vf_plan::release_mac(&current, own, target) {
             set_attributes(self.route, &pf, self.journal.index, &[release])?;
@@ -260,7 +365,8 @@ impl Restoring<'_> {
     /// The attributes that the PF holds.
     fn attributes(&self) -> Result<(), RestoreError> {
         let (Some(original), false) = (&self.journal.original.attributes, self.journal.applied.settings.is_empty()) else { return Ok(()) };
-        let (vf, pf, index) = (self.journal.vf, self.journal.pf, self.journal.index);
+        let (vf, index) = (self.journal.vf, self.journal.index);
+        let pf = self.journal.pf.ok_or(DeviceError::NoPf { vf })?;
         let link = pf_link(self.host, self.route, pf)?.ok_or(DeviceError::NoPfNetdev { vf, pf })?;
         let current = self.route.vf(link.netdev.ifindex, index)?.ok_or(DeviceError::NotReported { vf, pf, index })?;
         let back = vf_plan::inverse(&self.journal.applied.settings, original, &current);
@@ -291,6 +397,19 @@ fn rename(route: &Route, link: &Link, name: &str) -> Result<(), NetlinkError> {
     }
 }
 
-fn change(route: &Route, ifindex: u32, change: &LinkChange<'_>, what: impl FnOnce() -> String) -> Result<(), RestoreError> {
-    route.change_link(ifindex, change).map_err(|cause| RestoreError::Change { what: what(), cause })
+/// The original address, if the link has another.
+fn changed_mac(link: &Link, original: &OriginalNetdev) -> Option<MacAddr> {
+    original.mac.filter(|mac| link.netdev.mac != Some(*mac))
+}
+
+/// A name that no link of this namespace has, in the kernel's own manner (`dev3`).
+fn free_name(route: &Route) -> Result<String, NetlinkError> {
+    let mut number = 0_u32;
+    loop {
+        let name = format!("dev{number}");
+        if route.link_by_name(&name)?.is_none() {
+            return Ok(name);
+        }
+        number += 1;
+    }
 }

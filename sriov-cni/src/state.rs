@@ -1,7 +1,7 @@
 //! I/O: the plugin's files: one journal and one lock a VF, below `stateDir`.
 //!
-//! `v1/<PCI address>.json` is a journal, `lock/<PCI address>.lock` what its users hold an flock on. Nothing here decides what a journal means.
-//! The records of the Go plugin (`<container>-<interface>` and `pci/<PCI address>` in the same folder) are not touched.
+//! `v1/<PCI address>.json` is a journal, `lock/<PCI address>.lock` what its users hold an flock on; `<container>-<interface>` and
+//! `pci/<PCI address>` are records in the Go plugin's form. Nothing here decides what any of them means.
 //!
 //! Invariant: a reader sees an old journal or a new one, never half of one, and a journal that was written survives a power cut.
 
@@ -10,17 +10,31 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
+use serde_json::Value;
 use sriov_host::pci::PciAddress;
 
-use crate::journal::{Journal, VERSION};
+use crate::device_info;
+use crate::journal::{Journal, Owner, VERSION};
+
+/// A record in the Go plugin's form.
+#[derive(Clone, Debug)]
+pub(crate) struct GoRecord {
+    /// Its file name: container, `-`, interface.
+    pub(crate) name: String,
+    /// Its content.
+    pub(crate) conf: Value,
+    /// When it was written.
+    pub(crate) written: SystemTime,
+}
 
 /// The plugin's files.
 #[derive(Clone, Debug)]
 pub struct Store {
+    root: PathBuf,
     journals: PathBuf,
     locks: PathBuf,
 }
@@ -73,12 +87,12 @@ pub enum StateError {
 impl Store {
     /// The files below `state_dir`; nothing is read or made.
     pub fn at(state_dir: &Path) -> Self {
-        Self { journals: state_dir.join("v1"), locks: state_dir.join("lock") }
+        Self { root: state_dir.to_owned(), journals: state_dir.join("v1"), locks: state_dir.join("lock") }
     }
 
     /// Makes the folders, readable by root alone, where they are missing.
     pub fn create(&self) -> Result<(), StateError> {
-        for dir in [&self.journals, &self.locks] {
+        for dir in [&self.journals, &self.locks, &self.root.join("pci")] {
             DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("create", dir))?;
         }
         Ok(())
@@ -96,7 +110,16 @@ impl Store {
     pub fn lock(&self, vf: PciAddress, deadline: Instant) -> Result<Lock, StateError> {
         let started = Instant::now();
         let path = self.locks.join(format!("{vf}.lock"));
-        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(failed("open", &path))?;
+        let open = || OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let file = match open() {
+            // Only the Go plugin has been here.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.create()?;
+                open()
+            }
+            file => file,
+        };
+        let file = file.map_err(failed("open", &path))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(Lock { _file: file }),
             Err(Errno::WOULDBLOCK) => {}
@@ -146,6 +169,91 @@ impl Store {
         }
     }
 
+    /// Removes all that is remembered of an attachment. The journal goes last: what is left when this is interrupted says that it has ended.
+    pub(crate) fn forget(&self, journal: &Journal) -> Result<(), StateError> {
+        device_info::remove(journal.device_info.as_deref());
+        self.remove_go_records(journal.vf, &journal.owner)?;
+        self.remove(journal.vf)
+    }
+
+    /// A record of the Go plugin by its file name; `None` where there is none or it can't be read as one: the Go plugin writes in place, and half
+    /// a record tells nothing.
+    pub(crate) fn go_record(&self, name: &str) -> Result<Option<GoRecord>, StateError> {
+        let path = self.root.join(name);
+        let read = || Ok::<_, io::Error>((fs::read(&path)?, fs::metadata(&path)?.modified()?));
+        match read() {
+            Ok((bytes, written)) => Ok(serde_json::from_slice(&bytes).ok().map(|conf| GoRecord { name: name.to_owned(), conf, written })),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory) => Ok(None),
+            Err(error) => Err(failed("read", &path)(error)),
+        }
+    }
+
+    /// Each record in the Go plugin's form, in order of name.
+    pub(crate) fn go_records(&self) -> Result<Vec<GoRecord>, StateError> {
+        let entries = match fs::read_dir(&self.root) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed("list", &self.root)(error)),
+        };
+        let files = entries.filter_map(Result::ok).filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
+        let mut names: Vec<String> = files.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| !name.starts_with('.')).collect();
+        names.sort_unstable();
+        Ok(names.iter().filter_map(|name| self.go_record(name).ok().flatten()).collect())
+    }
+
+    /// The path of the network namespace that has a VF, as the Go plugin records it.
+    pub(crate) fn go_allocation(&self, vf: PciAddress) -> Result<Option<PathBuf>, StateError> {
+        let path = self.root.join("pci").join(vf.to_string());
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(PathBuf::from(text.trim()))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("read", &path)(error)),
+        }
+    }
+
+    /// Writes both records. They need not survive a power cut: our own journal does.
+    pub(crate) fn write_go_records(&self, vf: PciAddress, owner: &Owner, conf: &Value) -> Result<(), StateError> {
+        let record = self.root.join(go_name(owner));
+        let temporary = self.root.join(format!(".{vf}.tmp"));
+        for (path, bytes) in [(record, conf.to_string().into_bytes()), (self.root.join("pci").join(vf.to_string()), path_bytes(&owner.netns_path))] {
+            write_private(&temporary, &bytes)?;
+            fs::rename(&temporary, &path).map_err(failed("rename", &temporary))?;
+        }
+        Ok(())
+    }
+
+    /// Removes both records, the second unless the VF belongs to another namespace by now.
+    pub(crate) fn remove_go_records(&self, vf: PciAddress, owner: &Owner) -> Result<(), StateError> {
+        let mut paths = vec![self.root.join(go_name(owner))];
+        if self.go_allocation(vf)?.is_some_and(|path| path == owner.netns_path) {
+            paths.push(self.root.join("pci").join(vf.to_string()));
+        }
+        for path in paths {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &path)(error)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a container's record alone, when its VF has gone to somebody else.
+    pub(crate) fn remove_go_record(&self, container_id: &str, if_name: &str) -> Result<(), StateError> {
+        let path = self.root.join(format!("{container_id}-{if_name}"));
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes a file that another program reads, with the folder that it is in.
+    pub(crate) fn publish(path: &Path, content: &Value) -> Result<(), StateError> {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(failed("create", folder))?;
+        }
+        fs::write(path, content.to_string()).map_err(failed("write", path))
+    }
+
     /// Renames a journal that can't be read, so that it stops no pod and a person can still look at it.
     pub fn set_aside(&self, vf: PciAddress) -> Result<PathBuf, StateError> {
         let path = self.journal(vf);
@@ -165,6 +273,11 @@ impl Store {
             entries.filter_map(Result::ok).filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".json")?.parse().ok()).collect();
         vfs.sort_unstable();
         Ok(vfs.into_iter().filter_map(|vf| self.read(vf).transpose()).collect())
+    }
+
+    /// Whether there ever was an attachment.
+    pub(crate) fn exists(&self) -> bool {
+        self.locks.exists()
     }
 
     /// Whether a VF has a journal, readable or not.
@@ -192,6 +305,20 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<Journal, StateError> {
         return Err(StateError::Version { path: path.to_owned(), found: version });
     }
     serde_json::from_slice(bytes).map_err(journal)
+}
+
+fn go_name(owner: &Owner) -> String {
+    format!("{}-{}", owner.container_id, owner.if_name)
+}
+
+fn path_bytes(path: &Path) -> Vec<u8> {
+    use std::os::unix::ffi::OsStrExt as _;
+    path.as_os_str().as_bytes().to_vec()
+}
+
+fn write_private(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
+    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path).map_err(failed("create", path))?;
+    file.write_all(bytes).map_err(failed("write", path))
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), StateError> {

@@ -2,16 +2,14 @@
 //!
 //! Invariant: an ADD that ends without `commit` is undone, however it ends. What can't be undone stays in the journal for DEL and GC.
 
-use std::time::Instant;
-
 use sriov_host::pci::PciAddress;
 
+use crate::Context;
 use crate::ipam::{self, Attachment};
 use crate::log::Level;
 use crate::request::Command;
 use crate::restore::restore;
 use crate::state::{Lock, Store};
-use crate::{Context, LOCK_WAIT};
 
 /// What has to be taken back.
 #[derive(Debug)]
@@ -68,6 +66,9 @@ impl<'a> Undo<'a> {
 
     fn run(&mut self) -> Vec<String> {
         let mut failures = Vec::new();
+        if !self.steps.is_empty() {
+            self.ctx.deadline.for_undo();
+        }
         while let Some(step) = self.steps.pop() {
             if let Err(failure) = self.take_back(&step) {
                 failures.push(format!("undo: {failure}"));
@@ -85,12 +86,12 @@ impl<'a> Undo<'a> {
             Step::Journal { vf, attempt } => {
                 let _lock = match self.lock.take() {
                     Some(lock) => lock,
-                    None => self.store.lock(*vf, Instant::now() + LOCK_WAIT)?,
+                    None => self.store.lock(*vf, self.ctx.deadline.at())?,
                 };
                 // Another call may have taken the VF over while the lock was free.
                 let Some(journal) = self.store.read(*vf)?.filter(|journal| journal.attempt == *attempt) else { return Ok(()) };
                 restore(self.ctx, &journal)?;
-                self.store.remove(*vf)?;
+                self.store.forget(&journal)?;
             }
         }
         Ok(())

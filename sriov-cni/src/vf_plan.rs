@@ -33,7 +33,7 @@ pub fn asked(wanted: &VfRequest, current: &VfAttributes) -> Vec<VfSetting> {
 
 /// Whether anything is asked of the PF at all.
 pub fn asks_the_pf(wanted: &VfRequest) -> bool {
-    let VfRequest { device: _, mtu: _, mac, vlan, min_tx_rate, max_tx_rate, spoof_check, trust, link_state } = wanted;
+    let VfRequest { device: _, mtu: _, allmulti: _, promisc: _, mac, vlan, min_tx_rate, max_tx_rate, spoof_check, trust, link_state } = wanted;
     mac.is_some()
         || vlan.is_some()
         || min_tx_rate.is_some()

@@ -61,3 +61,52 @@ fn a_state_folder_that_was_never_made_stays_unmade_by_del() -> Result<()> {
     ensure!(!state.exists());
     Ok(())
 }
+
+/// Runs the program as a person does.
+fn by_hand(arguments: &[&str], stdin: &str) -> Result<(Option<i32>, String)> {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_sriov"))
+        .args(arguments)
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let _ = child.stdin.take().context("a pipe")?.write_all(stdin.as_bytes());
+    let output = child.wait_with_output()?;
+    Ok((output.status.code(), String::from_utf8(output.stdout)?))
+}
+
+#[test]
+fn the_command_that_doctor_names_repairs() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let state = dir.path().to_str().context("UTF-8")?;
+    std::fs::create_dir_all(dir.path().join("v1"))?;
+    std::fs::create_dir_all(dir.path().join("lock"))?;
+    std::fs::create_dir_all(dir.path().join("pci"))?;
+    let journal = dir.path().join("v1/0000:01:10.2.json");
+    // Of another boot than any: nothing of this machine is touched.
+    std::fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/journal/v1.json"), &journal)?;
+    let (code, told) = by_hand(&["doctor", "--state-dir", state, "--json"], "")?;
+    let told: Value = serde_json::from_str(&told)?;
+    ensure!(code == Some(1) && told[0]["state"] == "before-reboot", "{code:?} {told}");
+    let repair = told[0]["repair"].as_str().context("a command")?;
+    let output = Command::new("sh").args(["-c", repair]).output()?;
+    ensure!(output.status.success() && !journal.exists(), "{repair}: {output:?}");
+    ensure!(by_hand(&["doctor", "--state-dir", state], "")? == (Some(0), String::new()));
+    Ok(())
+}
+
+#[test]
+fn people_are_told_what_it_is_and_how_it_is_called() -> Result<()> {
+    let (code, version) = by_hand(&["--version"], "")?;
+    ensure!(code == Some(0) && version.contains("journals of version 1, CNI 0.1.0 to 1.1.0"), "{version}");
+    ensure!(by_hand(&["--help"], "")?.1.contains("sriov doctor"));
+    ensure!(by_hand(&["attach"], "")?.0 == Some(2));
+    let conf = json!({"cniVersion": "1.0.0", "name": "blue", "type": "sriov", "spoofchk": "On", "deviceID": "0000:01:10.2"}).to_string();
+    let (code, told) = by_hand(&["explain", "--json"], &conf)?;
+    let told: Value = serde_json::from_str(&told)?;
+    ensure!(code == Some(1) && told["refusal"]["code"] == 7 && told["steps"] == json!([]), "{told}");
+    let (code, told) = by_hand(&["explain"], &conf)?;
+    ensure!(code == Some(1) && told.starts_with("ADD would be refused (code 7): spoofchk is \"On\""), "{told}");
+    Ok(())
+}

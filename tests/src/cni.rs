@@ -115,6 +115,13 @@ impl Pod {
 }
 
 impl Machine {
+    /// Makes a virtual machine that was given the VF alone, in the calling thread's namespace.
+    pub fn without_pf() -> Result<Self> {
+        let machine = Self::new()?;
+        fs::remove_file(machine.sysfs.path().join(format!("sys/bus/pci/devices/{VF}/physfn")))?;
+        Ok(machine)
+    }
+
     /// Makes the machine in the calling thread's namespace.
     pub fn new() -> Result<Self> {
         let device = format!("/sys/bus/pci/devices/{USERSPACE_VF}/driver");

@@ -94,12 +94,14 @@ fn the_daemon_knows_from_the_cnis_journal_that_a_vf_is_in_use() {
         network: "net".to_owned(),
         owner,
         vf,
-        pf: "0000:01:00.0".parse().unwrap(),
+        pf: "0000:01:00.0".parse().ok(),
         index: VfIndex(0),
         userspace_driver: None,
         kernel_driver: Some("igbvf".to_owned()),
         original: Original::default(),
         applied: Applied::default(),
+        go_records: false,
+        device_info: None,
         result: None,
     };
     state.write(&journal).unwrap();

@@ -404,7 +404,7 @@ fn status_asks_ipam() -> Result<()> {
         let pod = Pod::new("a")?;
         let status = |ipam: Value| machine.call(Status, &pod, &machine.conf(&json!({"ipam": ipam})));
         status(machine.host_local())?;
-        assert_eq!(code(status(json!({"type": "no-such-ipam"}))), 103);
+        assert_eq!(code(status(json!({"type": "no-such-ipam"}))), 50);
         Ok(())
     })
 }

@@ -19,6 +19,8 @@ sriov_tests::lab_tests! { Topology::one_guest();
     what_the_network_asks_is_set_on_the_vf_and_taken_back,
     a_vf_whose_namespace_was_destroyed_comes_back_as_it_was,
     a_second_del_changes_nothing,
+    a_vf_whose_records_were_lost_goes_back_by_its_address_as_a_fresh_one,
+    a_pod_from_before_an_upgrade_is_detached_by_the_go_plugins_record,
     a_vf_left_by_a_dead_container_is_restored_before_the_next_gets_it,
     a_vf_of_a_living_container_is_not_given_to_another,
     a_failed_add_leaves_the_vf_as_it_was,
@@ -189,6 +191,33 @@ fn a_second_del_changes_nothing(lab: &mut Lab) -> Result<()> {
     let before = snapshot(guest, nic, 0)?;
     attachment.del()?;
     assert_eq!(snapshot(guest, nic, 0)?, before);
+    attachment.end()
+}
+
+const STATE: &str = "/var/lib/cni/sriov";
+
+fn a_vf_whose_records_were_lost_goes_back_by_its_address_as_a_fresh_one(lab: &mut Lab) -> Result<()> {
+    let (guest, nic, _) = first(lab)?;
+    let before = snapshot(guest, nic, 0)?;
+    let attachment = Attachment::new(guest, "pod-a", &vf(nic, 0), &json!({ "vlan": 200, "trust": "on", "max_tx_rate": 100 }))?;
+    attachment.add()?;
+    guest.sh(&format!("rm {STATE}/v1/*.json {STATE}/pod-a-net1 {STATE}/pci/*"))?;
+    attachment.del()?;
+    assert_eq!(snapshot(guest, nic, 0)?, before);
+    attachment.end()
+}
+
+/// The record is the one that is written for the Go plugin in the same form; the Go plugin itself is in no registry.
+fn a_pod_from_before_an_upgrade_is_detached_by_the_go_plugins_record(lab: &mut Lab) -> Result<()> {
+    let (guest, nic, _) = first(lab)?;
+    let before = snapshot(guest, nic, 0)?;
+    let asked = json!({ "vlan": 200, "vlanQoS": 2, "mac": "02:00:5e:10:00:06", "spoofchk": "off", "trust": "on", "mtu": 1400, "max_tx_rate": 100 });
+    let attachment = Attachment::new(guest, "pod-a", &vf(nic, 0), &asked)?;
+    attachment.add()?;
+    guest.sh(&format!("rm {STATE}/v1/*.json"))?;
+    attachment.del()?;
+    assert_eq!(snapshot(guest, nic, 0)?, before);
+    assert_eq!(guest.sh(&format!("ls {STATE}/pci"))?.trim(), "");
     attachment.end()
 }
 

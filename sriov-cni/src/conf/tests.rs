@@ -25,6 +25,8 @@ fn an_empty_request_leaves_everything_alone() {
         device: "0000:01:10.2".parse().unwrap(),
         mac: None,
         mtu: None,
+        allmulti: None,
+        promisc: None,
         vlan: None,
         min_tx_rate: None,
         max_tx_rate: None,
@@ -41,7 +43,7 @@ fn an_empty_request_leaves_everything_alone() {
 fn each_key_has_its_meaning() {
     let wanted = request(json!({
         "vlan": 100, "vlanQoS": 3, "vlanProto": "802.1ad", "mac": "02-00-5E-10-00-01", "mtu": 9000, "min_tx_rate": 10, "max_tx_rate": 100,
-        "spoofchk": "off", "trust": "on", "link_state": "enable", "logLevel": "debug", "logFile": "/var/log/sriov.log"
+        "spoofchk": "off", "trust": "on", "link_state": "enable", "allmulti": "on", "promisc": "off", "logLevel": "debug", "logFile": "/var/log/sriov.log"
     }))
     .unwrap();
     let vlan = VlanRequest { id: 100.try_into().unwrap(), qos: 3.try_into().unwrap(), proto: VlanProto::Dot1ad };
@@ -49,6 +51,7 @@ fn each_key_has_its_meaning() {
     assert_eq!(wanted.mac.unwrap().to_string(), "02:00:5e:10:00:01");
     assert_eq!((wanted.mtu, wanted.min_tx_rate, wanted.max_tx_rate), (Some(9000), Some(Mbps(10)), Some(Mbps(100))));
     assert_eq!((wanted.spoof_check, wanted.trust, wanted.link_state), (Some(false), Some(true), Some(VfLinkState::Enable)));
+    assert_eq!((wanted.allmulti, wanted.promisc), (Some(true), Some(false)));
 }
 
 #[test]
@@ -78,7 +81,28 @@ fn a_wrong_value_is_refused_with_key_given_and_allowed() {
         (json!({"mtu": 67}), "mtu is 67: allowed is a whole number from 68 to 65535"),
         (json!({"logLevel": "loud"}), "logLevel is \"loud\": allowed is panic, error, warning, info or debug"),
         (json!({"logFile": "sriov.log"}), "logFile is \"sriov.log\": allowed is an absolute path"),
-        (json!({"deviceID": "01:10.2"}), "deviceID is \"01:10.2\": allowed is the PCI address of a VF, for example 0000:3b:02.1"),
+        (
+            json!({"deviceID": "mlx5_core.sf.4"}),
+            "deviceID is \"mlx5_core.sf.4\": allowed is the PCI address of a VF, for example 0000:3b:02.1 (sub-functions can't be attached)",
+        ),
+        (json!({"allmulti": true}), "allmulti is true: allowed is \"on\" or \"off\""),
+        (json!({"promisc": "yes"}), "promisc is \"yes\": allowed is \"on\" or \"off\""),
+        (json!({"deadlineSeconds": 0}), "deadlineSeconds is 0: allowed is a whole number from 1 to 300"),
+        (json!({"capabilities": ["mac"]}), "capabilities is [\"mac\"]: allowed is an object"),
+        (json!({"runtimeConfig": "mac"}), "runtimeConfig is \"mac\": allowed is an object"),
+        (json!({"runtimeConfig": {"mac": 5}}), "runtimeConfig.mac is 5: allowed is a text"),
+        (
+            json!({"runtimeConfig": {"CNIDeviceInfoFile": "/var/run/../../etc/passwd"}}),
+            "runtimeConfig.CNIDeviceInfoFile is \"/var/run/../../etc/passwd\": allowed is an absolute path without \"..\"",
+        ),
+        (
+            json!({"vlanTrunk": "100-200"}),
+            "vlanTrunk is \"100-200\": allowed is nothing: no driver of the kernel's own tree lets a VF's VLAN trunk be set",
+        ),
+        (
+            json!({"runtimeConfig": {"infinibandGUID": "c2:11:22:33:44:55:66:77"}}),
+            "infinibandGUID is \"c2:11:22:33:44:55:66:77\": allowed is nothing: this plugin does not set GUIDs of InfiniBand VFs; use the CNI for InfiniBand",
+        ),
     ] {
         assert_eq!(refusal(wire), message);
     }
@@ -94,6 +118,8 @@ fn an_unknown_key_is_refused_and_the_meant_one_is_named() {
         (json!({"VLAN": 5}), "unknown key \"VLAN\" with value 5: did you mean \"vlan\"?"),
         (json!({"OrigVfState": {}}), "unknown key \"OrigVfState\" with value {}"),
         (json!({"VFID": 3}), "unknown key \"VFID\" with value 3"),
+        (json!({"Master": "eth0"}), "unknown key \"Master\" with value \"eth0\""),
+        (json!({"MTU": 9000}), "unknown key \"MTU\" with value 9000: did you mean \"mtu\"?"),
     ] {
         let error = request(wire).unwrap_err();
         assert_eq!(error.to_string(), message);
@@ -129,6 +155,10 @@ fn the_device_comes_from_the_kubelet_before_the_pods_annotation() {
     assert_eq!(both.device.unwrap().to_string(), "0000:01:10.2");
     let annotation = conf(json!({"deviceID": "", "runtimeConfig": {"deviceID": "0000:01:10.4"}}));
     assert_eq!(annotation.device.unwrap().to_string(), "0000:01:10.4");
+    let upper = conf(json!({"deviceID": "0000:3B:02.1"}));
+    assert_eq!(upper.device.unwrap().to_string(), "0000:3b:02.1");
+    let number = conf(json!({"deviceID": "", "runtimeConfig": {"deviceID": 5}})).vf_request(None).unwrap_err().to_string();
+    assert!(number.starts_with("runtimeConfig.deviceID is 5: allowed is the PCI address"), "{number}");
     let none = conf(json!({"deviceID": null}));
     assert!(none.vf_request(None).unwrap_err().to_string().contains("k8s.v1.cni.cncf.io/resourceName"));
 }
