@@ -174,14 +174,14 @@ impl Route {
     /// The addresses of all links of the namespace, each with the index of its link.
     pub fn all_addresses(&self) -> Result<Vec<(u32, InterfaceAddress)>, NetlinkError> {
         let subject = Subject::new("list addresses", "the namespace");
-        let replies = self.socket.request(&subject, NLM_F_DUMP, &Message::GetAddress(AddressMessage::default()))?;
+        let replies = self.socket.request(&subject, NLM_F_DUMP, &Message(RTM_GETADDR, AddressMessage::default()))?;
         Ok(replies.iter().filter_map(|reply| address::parse_address(&reply.payload)).collect())
     }
 
     /// The unicast routes of the main table, both families, with the interfaces that they leave by.
     pub fn routes_out(&self) -> Result<Vec<RouteOut>, NetlinkError> {
         let subject = Subject::new("list routes", "the namespace");
-        let replies = self.socket.request(&subject, NLM_F_DUMP, &Message::GetRoute(RouteMessage::default()))?;
+        let replies = self.socket.request(&subject, NLM_F_DUMP, &Message(RTM_GETROUTE, RouteMessage::default()))?;
         Ok(replies.iter().filter_map(|reply| address::parse_route_out(&reply.payload)).collect())
     }
 
