@@ -319,7 +319,7 @@ fn netdev_link<'a>(host: &Host, address: PciAddress, links: &'a [Link]) -> Optio
     uplink(links.iter().filter(|link| link.parent.is_none() && indexes.contains(&link.netdev.ifindex) && names.contains(&link.netdev.name)))
 }
 
-fn vf_index(sysfs: &Sysfs, pf: PciAddress, vf: PciAddress) -> Result<VfIndex, DiscoverError> {
+pub(crate) fn vf_index(sysfs: &Sysfs, pf: PciAddress, vf: PciAddress) -> Result<VfIndex, DiscoverError> {
     let device = pci_device(pf);
     let is_vf = |index: u16| Ok::<_, SysfsError>(sysfs.read_link_name(format!("{device}/virtfn{index}"))?.is_some_and(|name| name == vf.to_string()));
     // Offset and stride give the index at once; the link confirms it, because a kernel may hold stale numbers after a change of mode.
@@ -341,25 +341,25 @@ fn vf_index(sysfs: &Sysfs, pf: PciAddress, vf: PciAddress) -> Result<VfIndex, Di
     Err(DiscoverError::NotListed { pf, vf })
 }
 
-fn ids(sysfs: &Sysfs, device: &str) -> Result<Option<(VendorId, DeviceId)>, DiscoverError> {
+pub(crate) fn ids(sysfs: &Sysfs, device: &str) -> Result<Option<(VendorId, DeviceId)>, DiscoverError> {
     let (vendor, id) = (format!("{device}/vendor"), format!("{device}/device"));
     let (Some(vendor_text), Some(id_text)) = (sysfs.read_opt(&vendor)?, sysfs.read_opt(&id)?) else { return Ok(None) };
     let vendor = parse(&vendor, &vendor_text, "a PCI vendor id", |text| text.parse().ok())?;
     Ok(Some((vendor, parse(&id, &id_text, "a PCI device id", |text| text.parse().ok())?)))
 }
 
-fn number<T: std::str::FromStr>(sysfs: &Sysfs, device: &str, name: &str) -> Result<Option<T>, DiscoverError> {
+pub(crate) fn number<T: std::str::FromStr>(sysfs: &Sysfs, device: &str, name: &str) -> Result<Option<T>, DiscoverError> {
     let path = format!("{device}/{name}");
     let Some(text) = sysfs.read_opt(&path)? else { return Ok(None) };
     parse(&path, &text, "a number", |text| text.parse().ok()).map(Some)
 }
 
 /// The kernel writes -1 where the platform tells no node.
-fn numa_node(sysfs: &Sysfs, device: &str) -> Result<Option<u16>, DiscoverError> {
+pub(crate) fn numa_node(sysfs: &Sysfs, device: &str) -> Result<Option<u16>, DiscoverError> {
     Ok(number::<i32>(sysfs, device, "numa_node")?.and_then(|node| u16::try_from(node).ok()))
 }
 
-fn iommu_group(sysfs: &Sysfs, device: &str) -> Result<Option<u32>, DiscoverError> {
+pub(crate) fn iommu_group(sysfs: &Sysfs, device: &str) -> Result<Option<u32>, DiscoverError> {
     let path = format!("{device}/iommu_group");
     let Some(name) = sysfs.read_link_name(&path)? else { return Ok(None) };
     parse(&path, &name, "an IOMMU group number", |text| text.parse().ok()).map(Some)
@@ -370,7 +370,7 @@ fn link_speed(sysfs: &Sysfs, device: &str, netdev: &Netdev) -> Option<u32> {
     sysfs.read(format!("{device}/net/{}/speed", netdev.name)).ok()?.parse().ok().filter(|speed| *speed > 0)
 }
 
-fn parse<T>(path: &str, given: &str, expected: &'static str, form: impl Fn(&str) -> Option<T>) -> Result<T, DiscoverError> {
+pub(crate) fn parse<T>(path: &str, given: &str, expected: &'static str, form: impl Fn(&str) -> Option<T>) -> Result<T, DiscoverError> {
     form(given).ok_or_else(|| DiscoverError::Malformed { path: path.to_owned(), given: given.to_owned(), expected })
 }
 

@@ -14,6 +14,7 @@ use crate::sysfs::Sysfs;
 
 pub mod discover;
 pub mod driver;
+pub mod function;
 pub mod host_use;
 pub mod inventory;
 pub mod kernel;

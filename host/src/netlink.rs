@@ -19,6 +19,7 @@ use rustix::net::RecvFlags;
 
 mod address;
 mod attribute;
+mod changes;
 pub mod devlink;
 pub mod ethtool;
 mod generic;
@@ -29,6 +30,7 @@ pub mod route;
 mod vf_info;
 
 pub use address::{InterfaceAddress, RouteEntry, RouteOut, RouteSpec};
+pub use changes::{NetChange, NetMonitor};
 pub use link::{Link, LinkChange, Stack};
 pub use monitor::{LinkMonitor, LinkMonitorError};
 pub use route::Route;

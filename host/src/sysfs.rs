@@ -125,6 +125,16 @@ impl Sysfs {
         open(&self.resolve(path))
     }
 
+    /// A link's target as it is written; `None` when there is no such link.
+    pub fn read_link(&self, path: impl AsRef<Path>) -> Result<Option<PathBuf>, SysfsError> {
+        let path = self.resolve(path);
+        match fs::read_link(&path) {
+            // A plain folder where a link is usual: there is nothing to follow.
+            Err(cause) if cause.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => Ok(None),
+            target => unless_gone(target.map_err(|cause| SysfsError::ReadLink { path, cause })),
+        }
+    }
+
     /// The last component of a link's target (`driver` -> `igbvf`); `None` when there is no such link.
     pub fn read_link_name(&self, path: impl AsRef<Path>) -> Result<Option<String>, SysfsError> {
         let path = self.resolve(path);

@@ -74,6 +74,27 @@ pub struct VfAttributes {
     pub link_state: Option<VfLinkState>,
 }
 
+/// What has passed a VF, as its PF counts it (`IFLA_VF_STATS`), seen from the VF: `rx` is what it received.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VfCounters {
+    /// Packets received.
+    pub rx_packets: u64,
+    /// Packets sent.
+    pub tx_packets: u64,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+    /// Broadcast packets received.
+    pub rx_broadcast: u64,
+    /// Multicast packets received.
+    pub rx_multicast: u64,
+    /// Packets for it that were dropped.
+    pub rx_dropped: u64,
+    /// Packets of it that were dropped.
+    pub tx_dropped: u64,
+}
+
 /// One attribute to set on a VF through its PF; each equals an `ip link set PF vf N ...`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VfSetting {

@@ -9,7 +9,7 @@ use netlink_packet_generic::constants::GENL_HDRLEN;
 use netlink_packet_generic::{GenlFamily, GenlHeader, GenlMessage};
 use netlink_sys::protocols::NETLINK_GENERIC;
 
-use super::attribute::{find, u16_of};
+use super::attribute::{find, text_of, u16_of, u32_of, walk};
 use super::{NetlinkError, Socket, Subject};
 
 const GENL_ID_CTRL: u16 = 16;
@@ -17,6 +17,9 @@ const CTRL_CMD_GETFAMILY: u8 = 3;
 const CTRL_VERSION: u8 = 2;
 const CTRL_ATTR_FAMILY_ID: u16 = 1;
 const CTRL_ATTR_FAMILY_NAME: u16 = 2;
+const CTRL_ATTR_MCAST_GROUPS: u16 = 7;
+const CTRL_ATTR_MCAST_GRP_NAME: u16 = 1;
+const CTRL_ATTR_MCAST_GRP_ID: u16 = 2;
 /// `NLA_F_NESTED`: an attribute that holds attributes.
 const NESTED: u16 = 0x8000;
 
@@ -86,8 +89,23 @@ impl Family {
     }
 }
 
+/// The number of a family's multicast group; `None` when the kernel does not have it.
+pub(crate) fn group(family: &'static str, name: &str) -> Result<Option<u32>, NetlinkError> {
+    let Some(reply) = describe(&Socket::open(NETLINK_GENERIC)?, family)? else { return Ok(None) };
+    let mut groups = walk(find(&reply, CTRL_ATTR_MCAST_GROUPS).unwrap_or_default()).map(|(_, group)| group);
+    let wanted = groups.find(|group| find(group, CTRL_ATTR_MCAST_GRP_NAME).and_then(text_of).as_deref() == Some(name));
+    Ok(wanted.and_then(|group| find(group, CTRL_ATTR_MCAST_GRP_ID)).and_then(u32_of))
+}
+
 /// The number that the kernel gave a family; `None` when it has none of this name.
 fn number(socket: &Socket, name: &'static str) -> Result<Option<u16>, NetlinkError> {
+    let Some(reply) = describe(socket, name)? else { return Ok(None) };
+    let id = find(&reply, CTRL_ATTR_FAMILY_ID).and_then(u16_of);
+    id.map(Some).ok_or_else(|| Subject::new("look up the generic netlink family", name).unreadable())
+}
+
+/// What the kernel says of a family, without the generic header.
+fn describe(socket: &Socket, name: &'static str) -> Result<Option<Vec<u8>>, NetlinkError> {
     let request =
         message(GENL_ID_CTRL, Request { command: CTRL_CMD_GETFAMILY, version: CTRL_VERSION, attributes: vec![text(CTRL_ATTR_FAMILY_NAME, name)] });
     let subject = Subject::new("look up the generic netlink family", name);
@@ -96,8 +114,8 @@ fn number(socket: &Socket, name: &'static str) -> Result<Option<u16>, NetlinkErr
         Err(error) if error.is_gone() => return Ok(None),
         Err(error) => return Err(error),
     };
-    let id = replies.first().and_then(|reply| reply.payload.get(GENL_HDRLEN..)).and_then(|bytes| find(bytes, CTRL_ATTR_FAMILY_ID)).and_then(u16_of);
-    id.map(Some).ok_or_else(|| subject.unreadable())
+    let reply = replies.first().and_then(|reply| reply.payload.get(GENL_HDRLEN..)).map(<[u8]>::to_vec);
+    reply.map(Some).ok_or_else(|| subject.unreadable())
 }
 
 fn message(family: u16, request: Request) -> GenlMessage<Request> {

@@ -17,7 +17,7 @@ use super::link::{self, IFLA_ALT_IFNAME, Link, LinkChange};
 use super::{NetlinkError, Reply, Socket, Subject, vf_info};
 use crate::netns::{NetNs, NetNsError};
 use crate::pci::PciAddress;
-use crate::vf::{VfAttributes, VfIndex, VfSetting};
+use crate::vf::{VfAttributes, VfCounters, VfIndex, VfSetting};
 
 mod neighbour;
 
@@ -123,6 +123,15 @@ impl Route {
         let subject = Subject::new("read the VFs", format!("ifindex {pf_ifindex}"));
         let replies = self.socket.request(&subject, 0, &Message(RTM_GETLINK, link::message(pf_ifindex, vec![mask])))?;
         Ok(replies.first().map(|reply| vf_info::parse(link::attributes(&reply.payload))).unwrap_or_default())
+    }
+
+    /// What has passed each VF of the PF since it was made, in order of index; a VF for which the driver counts nothing is not there. Drivers may
+    /// ask their firmware for each VF, so this takes time.
+    pub fn vf_counters(&self, pf_ifindex: u32) -> Result<Vec<(VfIndex, VfCounters)>, NetlinkError> {
+        let mask = LinkAttribute::ExtMask(vec![LinkExtentMask::Vf]);
+        let subject = Subject::new("read the counters of the VFs", format!("ifindex {pf_ifindex}"));
+        let replies = self.socket.request(&subject, 0, &Message::GetLink(link::message(pf_ifindex, vec![mask])))?;
+        Ok(replies.first().map(|reply| vf_info::parse_counters(link::attributes(&reply.payload))).unwrap_or_default())
     }
 
     /// Sets attributes of one VF in one message (`ip link set PF vf N ...`).

@@ -15,7 +15,7 @@ use netlink_packet_route::link::{
 use super::attribute::{find, u16_of, u32_of, walk};
 use crate::mac::MacAddr;
 use crate::rate::Mbps;
-use crate::vf::{VfAttributes, VfIndex, VfLinkState, VfSetting, VfVlan};
+use crate::vf::{VfAttributes, VfCounters, VfIndex, VfLinkState, VfSetting, VfVlan};
 use crate::vlan::{VlanId, VlanProto, VlanQos};
 
 const IFLA_VFINFO_LIST: u16 = 22;
@@ -26,6 +26,7 @@ const IFLA_VF_TX_RATE: u16 = 3;
 const IFLA_VF_SPOOFCHK: u16 = 4;
 const IFLA_VF_LINK_STATE: u16 = 5;
 const IFLA_VF_RATE: u16 = 6;
+const IFLA_VF_STATS: u16 = 8;
 const IFLA_VF_TRUST: u16 = 9;
 const IFLA_VF_VLAN_LIST: u16 = 12;
 const IFLA_VF_VLAN_INFO: u16 = 1;
@@ -58,6 +59,32 @@ pub(super) fn parse(link_attributes: &[u8]) -> Vec<VfAttributes> {
         }
     }
     vfs.into_iter().filter_map(|(index, raw)| raw.attributes(VfIndex(u16::try_from(index).ok()?))).collect()
+}
+
+/// The counters of VFs in the attributes of a PF's link. Without the skip bit the kernel adds them to each VF, all zero where the driver has none;
+/// those are left out unless the driver reported the VF at all.
+pub(super) fn parse_counters(link_attributes: &[u8]) -> Vec<(VfIndex, VfCounters)> {
+    let list = find(link_attributes, IFLA_VFINFO_LIST).unwrap_or_default();
+    let mut counters = BTreeMap::new();
+    for (_, entry) in walk(list).filter(|(kind, _)| *kind == IFLA_VF_INFO) {
+        let index = find(entry, IFLA_VF_MAC).and_then(u32_of).and_then(|index| u16::try_from(index).ok());
+        let (Some(index), Some(stats)) = (index, find(entry, IFLA_VF_STATS)) else { continue };
+        let number = |kind| find(stats, kind).and_then(|value| value.first_chunk().copied()).map(u64::from_ne_bytes).unwrap_or_default();
+        counters.insert(
+            VfIndex(index),
+            VfCounters {
+                rx_packets: number(0),
+                tx_packets: number(1),
+                rx_bytes: number(2),
+                tx_bytes: number(3),
+                rx_broadcast: number(4),
+                rx_multicast: number(5),
+                rx_dropped: number(7),
+                tx_dropped: number(8),
+            },
+        );
+    }
+    counters.into_iter().collect()
 }
 
 impl Raw {

@@ -1,0 +1,314 @@
+//! I/O: PCI functions one by one, as a program that offers them to others needs them: what each is, and by which device nodes it is used.
+//!
+//! What lives here: [`scan`] (all of them once), [`read`] (one again), [`access`] (how one is used right now). What does not: what a PF is
+//! configured to (`discover`), netdevs (`netlink`).
+//!
+//! Invariant: everything is read from sysfs alone, in a number of operations that grows with the number of functions and not faster. Numbers of
+//! IOMMU groups and device nodes change over a reboot; only [`access`] tells them for use.
+
+use std::collections::BTreeMap;
+
+use crate::discover::{self, DiscoverError};
+use crate::pci::{DeviceId, PciAddress, VendorId};
+use crate::sysfs::{Sysfs, SysfsError};
+use crate::vf::VfIndex;
+use crate::{Host, driver, pci_device};
+
+/// PCI base class "network controller".
+pub const NETWORK_CLASS: u8 = 0x02;
+/// PCI base class "processing accelerator".
+pub const ACCELERATOR_CLASS: u8 = 0x12;
+
+/// A PCI function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Function {
+    /// PCI base class.
+    pub class: u8,
+    /// PCI vendor.
+    pub vendor: VendorId,
+    /// PCI device.
+    pub device: DeviceId,
+    /// Bound driver; `None` when unbound.
+    pub driver: Option<String>,
+    /// NUMA node, if the platform tells one.
+    pub numa_node: Option<u16>,
+    /// Whether it is in an IOMMU group.
+    pub has_group: bool,
+    /// For a VF whose PF is on this machine: the PF and the index there.
+    pub vf_of: Option<(PciAddress, VfIndex)>,
+    /// For a PF: the VFs that it has now (`sriov_numvfs`).
+    pub numvfs: u16,
+    /// The firmware's number of the slot (`acpi_index`).
+    pub acpi_index: Option<String>,
+    /// The netdevs that sysfs shows of it; one in another namespace is not shown.
+    pub netdevs: Vec<String>,
+    /// RDMA devices (`mlx5_7`), in order of name. One in another namespace is not shown.
+    pub rdma: Vec<String>,
+    /// The first partition key of its first RDMA device, as sysfs writes it (`0x8001`).
+    pub pkey: Option<String>,
+    /// Its vDPA device.
+    pub vdpa: Option<Vdpa>,
+    /// The PCI root that it hangs on (`pci0000:3a`); `None` for a VF, which is where its PF is.
+    pub root: Option<String>,
+}
+
+/// A vDPA device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vdpa {
+    /// Its name on the vDPA bus (`vdpa0`).
+    pub name: String,
+    /// The bus driver: `vhost_vdpa` or `virtio_vdpa`.
+    pub driver: Option<String>,
+    /// The name of its device node (`vhost-vdpa-0`), with driver `vhost_vdpa`.
+    pub node: Option<String>,
+}
+
+/// How a function is used right now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// Bound driver.
+    pub driver: Option<String>,
+    /// IOMMU group number.
+    pub iommu_group: Option<u32>,
+    /// The group is one of vfio's own, without an IOMMU behind it (`/dev/vfio/noiommu-N`).
+    pub no_iommu: bool,
+    /// Name of its own vfio node (`vfio3` of `/dev/vfio/devices/vfio3`), on kernels that have them.
+    pub vfio_node: Option<String>,
+    /// Whether the machine has `/dev/iommu`.
+    pub iommufd: bool,
+    /// Name of its uio node (`uio0`).
+    pub uio: Option<String>,
+    /// Its RDMA devices.
+    pub rdma: Vec<String>,
+    /// Names of the RDMA devices' nodes below `/dev/infiniband`, in the field's order: ucm, issm, umad, uverbs, rdma_cm.
+    pub rdma_nodes: Vec<String>,
+    /// Its vDPA device.
+    pub vdpa: Option<Vdpa>,
+}
+
+/// All functions of these base classes, and those that could not be read. One that vanishes while it is read is left out without a fault.
+pub fn scan(host: &Host, classes: &[u8]) -> Result<(BTreeMap<PciAddress, Function>, Vec<(PciAddress, DiscoverError)>), DiscoverError> {
+    let mut functions = BTreeMap::new();
+    let mut faults = Vec::new();
+    let mut vfs = BTreeMap::new();
+    let addresses = host.sysfs().list("/sys/bus/pci/devices")?;
+    for address in addresses.iter().filter_map(|name| name.parse::<PciAddress>().ok()) {
+        match read_one(host, address, classes) {
+            Ok(Some((function, names))) => {
+                for (index, vf) in virtual_functions(host, address, &names) {
+                    vfs.insert(vf, (address, index));
+                }
+                functions.insert(address, function);
+            }
+            Ok(None) => {}
+            Err(error) => faults.push((address, error)),
+        }
+    }
+    for (vf, place) in vfs {
+        if let Some(function) = functions.get_mut(&vf) {
+            function.vf_of = Some(place);
+        }
+    }
+    Ok((functions, faults))
+}
+
+/// One function; `None` when there is none, or it is of another base class.
+pub fn read(host: &Host, address: PciAddress, classes: &[u8]) -> Result<Option<Function>, DiscoverError> {
+    let Some((mut function, names)) = read_one(host, address, classes)? else { return Ok(None) };
+    if contains(&names, "physfn")
+        && let Some(pf) = host.sysfs().read_link_name(format!("{}/physfn", pci_device(address)))?.and_then(|name| name.parse().ok())
+    {
+        // Between the birth of a VF and its PF's link to it nobody can name it; the PF's own event follows.
+        function.vf_of = discover::vf_index(host.sysfs(), pf, address).ok().map(|index| (pf, index));
+    }
+    Ok(Some(function))
+}
+
+/// How a function is used right now; `None` when it is not there.
+pub fn access(host: &Host, address: PciAddress) -> Result<Option<Access>, DiscoverError> {
+    let (sysfs, device) = (host.sysfs(), pci_device(address));
+    let Some(names) = sysfs.list_opt(&device)? else { return Ok(None) };
+    let first = |folder: &str| -> Result<Option<String>, SysfsError> {
+        if !contains(&names, folder) {
+            return Ok(None);
+        }
+        Ok(sysfs.list_opt(format!("{device}/{folder}"))?.and_then(|mut nodes| (!nodes.is_empty()).then(|| nodes.swap_remove(0))))
+    };
+    let iommu_group = discover::iommu_group(sysfs, &device)?;
+    let group_name = if iommu_group.is_some() { sysfs.read_opt(format!("{device}/iommu_group/name"))? } else { None };
+    Ok(Some(Access {
+        driver: driver::current(host, address)?,
+        iommu_group,
+        no_iommu: group_name.as_deref() == Some("vfio-noiommu"),
+        vfio_node: first("vfio-dev")?,
+        iommufd: misc(host, "iommu"),
+        uio: first("uio")?,
+        rdma: list(sysfs, &names, &device, "infiniband")?,
+        rdma_nodes: rdma_nodes(host, &names, &device)?,
+        vdpa: vdpa(sysfs, &names, &device)?,
+    }))
+}
+
+/// What the RDMA devices of a function count at their port 1, by the kernel's names; what cannot be read is left out.
+pub fn rdma_counters(host: &Host, address: PciAddress, devices: &[String]) -> Vec<(String, u64)> {
+    let mut counters = Vec::new();
+    for name in devices {
+        let folder = format!("{}/infiniband/{name}/ports/1/counters", pci_device(address));
+        for counter in host.sysfs().list_opt(&folder).ok().flatten().unwrap_or_default() {
+            let value = host.sysfs().read(format!("{folder}/{counter}")).ok().and_then(|text| text.parse().ok());
+            counters.extend(value.map(|value| (counter, value)));
+        }
+    }
+    counters
+}
+
+/// Whether the kernel has the miscellaneous device `name` (`vhost-net`, `tun`, `iommu`), and with it its node.
+pub fn misc(host: &Host, name: &str) -> bool {
+    host.sysfs().exists(format!("/sys/class/misc/{name}"))
+}
+
+/// A function without its place on a PF, and the names in its folder.
+fn read_one(host: &Host, address: PciAddress, classes: &[u8]) -> Result<Option<(Function, Vec<String>)>, DiscoverError> {
+    let (sysfs, device) = (host.sysfs(), pci_device(address));
+    let class_file = format!("{device}/class");
+    let Some(class) = sysfs.read_opt(&class_file)? else { return Ok(None) };
+    let class = discover::parse(&class_file, &class, "a PCI class such as 0x020000", |text| u32::from_str_radix(text.strip_prefix("0x")?, 16).ok())?;
+    let Some(class) = class.to_be_bytes().get(1).copied().filter(|class| classes.contains(class)) else { return Ok(None) };
+    let Some(names) = sysfs.list_opt(&device)? else { return Ok(None) };
+    let Some((vendor, id)) = discover::ids(sysfs, &device)? else { return Ok(None) };
+    let has = |name: &str| contains(&names, name);
+    let rdma = list(sysfs, &names, &device, "infiniband")?;
+    let pkey = match rdma.first() {
+        Some(first) => sysfs.read_opt(format!("{device}/infiniband/{first}/ports/1/pkeys/0"))?,
+        None => None,
+    };
+    let function = Function {
+        class,
+        vendor,
+        device: id,
+        driver: if has("driver") { driver::current(host, address)? } else { None },
+        numa_node: discover::numa_node(sysfs, &device)?,
+        has_group: has("iommu_group"),
+        vf_of: None,
+        numvfs: if has("sriov_numvfs") { discover::number(sysfs, &device, "sriov_numvfs")?.unwrap_or_default() } else { 0 },
+        acpi_index: if has("acpi_index") { sysfs.read_opt(format!("{device}/acpi_index"))? } else { None },
+        netdevs: list(sysfs, &names, &device, "net")?,
+        pkey,
+        rdma,
+        vdpa: vdpa(sysfs, &names, &device)?,
+        root: if has("physfn") { None } else { pci_root(sysfs, address)? },
+    };
+    Ok(Some((function, names)))
+}
+
+/// The VFs that a PF links to.
+fn virtual_functions(host: &Host, pf: PciAddress, names: &[String]) -> Vec<(VfIndex, PciAddress)> {
+    let device = pci_device(pf);
+    let vf = |name: &String| {
+        let index = name.strip_prefix("virtfn")?.parse().ok()?;
+        let target = host.sysfs().read_link_name(format!("{device}/{name}")).ok()??;
+        Some((VfIndex(index), target.parse().ok()?))
+    };
+    names.iter().filter_map(vf).collect()
+}
+
+/// The functions that the machine's own tree puts on one PCI root, by the link of the bus: `../../../devices/pci0000:3a/...`.
+fn pci_root(sysfs: &Sysfs, address: PciAddress) -> Result<Option<String>, SysfsError> {
+    let target = sysfs.read_link(pci_device(address))?;
+    let root = |part: std::path::Component<'_>| Some(part.as_os_str().to_str()?.to_owned()).filter(|part| part.starts_with("pci"));
+    Ok(target.and_then(|target| target.components().find_map(root)))
+}
+
+fn vdpa(sysfs: &Sysfs, names: &[String], device: &str) -> Result<Option<Vdpa>, SysfsError> {
+    let is_vdpa =
+        |name: &&String| name.strip_prefix("vdpa").is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()) && !number.is_empty());
+    let Some(name) = names.iter().find(is_vdpa) else { return Ok(None) };
+    let folder = format!("{device}/{name}");
+    let node = sysfs.list_opt(&folder)?.unwrap_or_default().into_iter().find(|name| name.starts_with("vhost-vdpa-"));
+    Ok(Some(Vdpa { name: name.clone(), driver: sysfs.read_link_name(format!("{folder}/driver"))?, node }))
+}
+
+fn rdma_nodes(host: &Host, names: &[String], device: &str) -> Result<Vec<String>, SysfsError> {
+    let mut nodes = Vec::new();
+    for (folder, kind) in [("infiniband_cm", "ucm"), ("infiniband_mad", "issm"), ("infiniband_mad", "umad"), ("infiniband_verbs", "uverbs")] {
+        nodes.extend(list(host.sysfs(), names, device, folder)?.into_iter().filter(|node| node.starts_with(kind)));
+    }
+    if !nodes.is_empty() && misc(host, "rdma_cm") {
+        nodes.push("rdma_cm".to_owned());
+    }
+    Ok(nodes)
+}
+
+/// The names in a folder of a function, whose own names are known.
+fn list(sysfs: &Sysfs, names: &[String], device: &str, folder: &str) -> Result<Vec<String>, SysfsError> {
+    if !contains(names, folder) {
+        return Ok(Vec::new());
+    }
+    Ok(sysfs.list_opt(format!("{device}/{folder}"))?.unwrap_or_default())
+}
+
+/// `names` are sorted.
+fn contains(names: &[String], name: &str) -> bool {
+    names.binary_search_by(|known| known.as_str().cmp(name)).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{SysfsTree, igb_pf};
+
+    const VF: &str = "0000:01:10.2";
+
+    #[test]
+    fn a_scan_and_a_single_read_say_the_same() {
+        let fake = igb_pf(SysfsTree::new(), 3).build().unwrap();
+        let (functions, faults) = scan(&fake.host(), &[NETWORK_CLASS]).unwrap();
+        assert!(faults.is_empty());
+        assert_eq!(functions.len(), 4);
+        for (address, function) in &functions {
+            assert_eq!(read(&fake.host(), *address, &[NETWORK_CLASS]).unwrap().as_ref(), Some(function));
+        }
+        let vf = &functions[&VF.parse().unwrap()];
+        assert_eq!(vf.vf_of, Some(("0000:01:00.0".parse().unwrap(), VfIndex(1))));
+        assert_eq!((vf.driver.as_deref(), vf.has_group, vf.numa_node), (Some("igbvf"), true, None));
+        assert_eq!(functions[&"0000:01:00.0".parse().unwrap()].numvfs, 3);
+        assert!(scan(&fake.host(), &[ACCELERATOR_CLASS]).unwrap().0.is_empty());
+    }
+
+    #[test]
+    fn one_function_that_cannot_be_read_is_a_fault_and_hides_no_other() {
+        let fake = igb_pf(SysfsTree::new(), 2).file("/sys/bus/pci/devices/0000:01:10.0/vendor", "nonsense\n").build().unwrap();
+        let (functions, faults) = scan(&fake.host(), &[NETWORK_CLASS]).unwrap();
+        assert_eq!((functions.len(), faults.len()), (2, 1));
+        assert_eq!(faults[0].0.to_string(), "0000:01:10.0");
+    }
+
+    #[test]
+    fn device_nodes_are_found_by_the_folders_of_the_function() {
+        let device = format!("/sys/bus/pci/devices/{VF}");
+        let tree = igb_pf(SysfsTree::new(), 3)
+            .dir(&format!("{device}/vfio-dev/vfio3"))
+            .dir(&format!("{device}/uio/uio5"))
+            .dir(&format!("{device}/infiniband/mlx5_7"))
+            .file(&format!("{device}/infiniband/mlx5_7/ports/1/pkeys/0"), "0x8001\n")
+            .dir(&format!("{device}/infiniband_verbs/uverbs7"))
+            .dir(&format!("{device}/infiniband_mad/umad7"))
+            .dir(&format!("{device}/infiniband_mad/issm7"))
+            .dir("/sys/class/misc/rdma_cm")
+            .dir(&format!("{device}/vdpa2/vhost-vdpa-4"))
+            .link(&format!("{device}/vdpa2/driver"), "../../../../bus/vdpa/drivers/vhost_vdpa")
+            .file("/sys/kernel/iommu_groups/9/name", "vfio-noiommu\n");
+        let fake = tree.build().unwrap();
+        let access = access(&fake.host(), VF.parse().unwrap()).unwrap().unwrap();
+        assert_eq!(
+            (access.iommu_group, access.vfio_node.as_deref(), access.uio.as_deref(), access.iommufd),
+            (Some(9), Some("vfio3"), Some("uio5"), false)
+        );
+        assert_eq!(access.rdma_nodes, ["issm7", "umad7", "uverbs7", "rdma_cm"]);
+        let vdpa = Vdpa { name: "vdpa2".into(), driver: Some("vhost_vdpa".into()), node: Some("vhost-vdpa-4".into()) };
+        assert_eq!(access.vdpa, Some(vdpa.clone()));
+        let function = read(&fake.host(), VF.parse().unwrap(), &[NETWORK_CLASS]).unwrap().unwrap();
+        assert_eq!((function.rdma, function.pkey.as_deref(), function.vdpa), (vec!["mlx5_7".to_owned()], Some("0x8001"), Some(vdpa)));
+        assert_eq!(super::access(&fake.host(), "0000:09:00.0".parse().unwrap()).unwrap(), None);
+    }
+}
