@@ -1,28 +1,57 @@
 //! Pure: what a container gets with its devices: environment and device nodes. The field's format, bit for bit:
-//! `sriov-network-device-plugin pkg/resources/pool_stub.go` (`GetEnvs`, `GetDeviceSpecs`) and `pkg/infoprovider`.
+//! `sriov-network-device-plugin pkg/resources/pool_stub.go` (`GetEnvs`, `GetDeviceSpecs`) and `pkg/infoprovider`. Beyond the field: names of
+//! variables that a shell can name, the nodes of iommufd, and a node for `uio_pci_generic`.
 //!
-//! What does not live here: looking at the devices (`server`), the device-info file (`device_info`).
+//! What does not live here: looking at the devices (`server`), files (`device_info`, `cdi`).
 //!
-//! Invariant: a device is given only if it is in the pool, was there a moment ago, and has the driver with which it was offered.
+//! Invariant: a device is given only if it is in the pool, was there a moment ago, has the driver with which it was offered, and has each node
+//! that its driver and its selector ask for.
 
 use std::collections::BTreeMap;
 
+use sriov_host::function::Access;
 use sriov_host::pci::PciAddress;
 
-use crate::api::deviceplugin_v1beta1 as api;
-use crate::pool::{Device, Health, Pool, PoolName};
+use crate::pool::{Device, Health, Pool, PoolName, VdpaType};
+use crate::select::is_vfio;
 
 const VFIO_CONTAINER: &str = "/dev/vfio/vfio";
+const IOMMUFD: &str = "/dev/iommu";
 const VHOST_NET: &str = "/dev/vhost-net";
 const TUN: &str = "/dev/net/tun";
 
-/// What a look at the machine at the moment of allocation found of one device. Group numbers change over a reboot, so they are never kept.
+/// Drivers that give a device to user space by `/dev/uioN`.
+const UIO_DRIVERS: [&str; 3] = ["uio", "igb_uio", "uio_pci_generic"];
+
+/// What one container gets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Grant {
+    /// Environment variables.
+    pub envs: BTreeMap<String, String>,
+    /// The devices in the order asked for.
+    pub devices: Vec<Granted>,
+}
+
+/// One device that a container gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Present {
-    /// Bound driver.
-    pub driver: Option<String>,
-    /// IOMMU group number.
-    pub iommu_group: Option<u32>,
+pub struct Granted {
+    /// Its address.
+    pub address: PciAddress,
+    /// Its device nodes, in the field's order.
+    pub nodes: Vec<Node>,
+    /// Its RDMA devices, if its selector asks for RDMA.
+    pub rdma: Vec<String>,
+    /// Its vDPA device, if its selector asks for one: type, name, and the path of its node.
+    pub vdpa: Option<(VdpaType, String, Option<String>)>,
+}
+
+/// A device node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Node {
+    /// Path on the host.
+    pub host: String,
+    /// Path in the container.
+    pub container: String,
 }
 
 /// Why a device cannot be given. The kubelet shows it in the pod's status.
@@ -66,34 +95,60 @@ pub enum AllocateError {
         /// What it had.
         offered: String,
     },
-    /// A vfio driver without a group: the machine runs without an IOMMU.
-    #[error("{address} of {pool} has driver {driver} but no IOMMU group")]
-    MissGroup {
+    /// A node that goes with it is not there.
+    #[error("{address} of {pool} has no {what}")]
+    MissNode {
         /// The device.
         address: PciAddress,
         /// Its pool.
         pool: PoolName,
-        /// Its driver.
-        driver: String,
+        /// What is missing, and for what.
+        what: String,
+    },
+    /// Another pod still has it.
+    #[error("{address} of {pool} is still in use by {by}")]
+    RefuseHeld {
+        /// The device.
+        address: PciAddress,
+        /// Its pool.
+        pool: PoolName,
+        /// Who has it.
+        by: String,
     },
 }
 
-/// The answer for one container. `look` tells what is at an address now, `None` when nothing is.
-pub fn container(pool: &Pool, ids: &[String], look: &dyn Fn(PciAddress) -> Option<Present>) -> Result<api::ContainerAllocateResponse, AllocateError> {
+impl AllocateError {
+    /// The reason in one word, for metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::MissDevice { .. } => "MissDevice",
+            Self::RefuseUnhealthy { .. } => "RefuseUnhealthy",
+            Self::LoseDevice { .. } => "LoseDevice",
+            Self::LoseDriver { .. } => "LoseDriver",
+            Self::MissNode { .. } => "MissNode",
+            Self::RefuseHeld { .. } => "RefuseHeld",
+        }
+    }
+}
+
+/// What a container gets that asked for these devices. `look` looks at a device as it is now.
+pub fn container(pool: &Pool, ids: &[String], look: &dyn Fn(PciAddress) -> Option<Access>) -> Result<Grant, AllocateError> {
     let mut info = BTreeMap::new();
-    let mut nodes = Nodes::default();
+    let mut devices = Vec::new();
     for id in ids {
         let (address, device) = offered(pool, id)?;
-        let present = look(address).ok_or_else(|| AllocateError::LoseDevice { address, pool: pool.name.clone() })?;
-        info.insert(id.as_str(), provide(pool, address, device, &present, &mut nodes)?);
+        let access = look(address).ok_or_else(|| AllocateError::LoseDevice { address, pool: pool.name.clone() })?;
+        let (granted, keys) = Giving { pool, address, device, access: &access }.give()?;
+        devices.push(granted);
+        info.insert(id.as_str(), keys);
     }
-    let variable = pool.name.variable();
     let info = serde_json::json!(info).to_string();
-    Ok(api::ContainerAllocateResponse {
-        envs: BTreeMap::from([(format!("{variable}_INFO"), info), (variable, ids.join(","))]),
-        devices: nodes.0,
-        ..Default::default()
-    })
+    let mut envs = BTreeMap::new();
+    for variable in [pool.name.variable(), pool.name.posix_variable()] {
+        envs.insert(format!("{variable}_INFO"), info.clone());
+        envs.insert(variable, ids.join(","));
+    }
+    Ok(Grant { envs, devices })
 }
 
 fn offered<'a>(pool: &'a Pool, id: &str) -> Result<(PciAddress, &'a Device), AllocateError> {
@@ -108,50 +163,117 @@ fn offered<'a>(pool: &'a Pool, id: &str) -> Result<(PciAddress, &'a Device), All
 /// Provider -> key -> value of one device in the `_INFO` variable.
 type Info = BTreeMap<&'static str, BTreeMap<String, String>>;
 
-fn provide(pool: &Pool, address: PciAddress, device: &Device, present: &Present, nodes: &mut Nodes) -> Result<Info, AllocateError> {
-    if present.driver != device.driver {
-        let name = |driver: &Option<String>| driver.clone().unwrap_or_else(|| "none".to_owned());
-        let (found, offered) = (name(&present.driver), name(&device.driver));
-        return Err(AllocateError::LoseDriver { address, pool: pool.name.clone(), found, offered });
+/// One device on its way to a container.
+struct Giving<'a> {
+    pool: &'a Pool,
+    address: PciAddress,
+    device: &'a Device,
+    access: &'a Access,
+}
+
+impl Giving<'_> {
+    fn give(&self) -> Result<(Granted, Info), AllocateError> {
+        if self.access.driver != self.device.driver {
+            let name = |driver: &Option<String>| driver.clone().unwrap_or_else(|| "none".to_owned());
+            let (found, offered) = (name(&self.access.driver), name(&self.device.driver));
+            return Err(AllocateError::LoseDriver { address: self.address, pool: self.pool.name.clone(), found, offered });
+        }
+        let mut granted = Granted { address: self.address, nodes: Vec::new(), rdma: Vec::new(), vdpa: None };
+        let mut info = Info::from([("generic", keys([("deviceID", self.address.to_string())]))]);
+        self.user_space_driver(&mut granted, &mut info)?;
+        if let Some(wanted) = self.device.needs.vdpa {
+            self.vdpa(wanted, &mut granted, &mut info)?;
+        }
+        if self.device.needs.rdma {
+            self.rdma(&mut granted, &mut info)?;
+        }
+        if self.device.needs.vhost_net {
+            granted.nodes.extend([VHOST_NET, TUN].map(Node::same));
+            info.insert("vhost", keys([("net-mount", VHOST_NET.to_owned()), ("tun-mount", TUN.to_owned())]));
+        }
+        if !self.device.extra.is_empty() {
+            info.insert("extra", self.device.extra.clone());
+        }
+        Ok((granted, info))
     }
-    let mut info = Info::from([("generic", keys([("deviceID", address.to_string())]))]);
-    if let Some(driver) = present.driver.as_deref().filter(|driver| is_vfio(driver)) {
-        let group = present.iommu_group.ok_or_else(|| AllocateError::MissGroup { address, pool: pool.name.clone(), driver: driver.to_owned() })?;
-        let group = format!("/dev/vfio/{group}");
-        nodes.add(VFIO_CONTAINER);
-        nodes.add(&group);
-        info.insert("vfio", keys([("mount", VFIO_CONTAINER.to_owned()), ("dev-mount", group)]));
+
+    fn user_space_driver(&self, granted: &mut Granted, info: &mut Info) -> Result<(), AllocateError> {
+        let Some(driver) = self.access.driver.as_deref() else { return Ok(()) };
+        if is_vfio(driver) {
+            let group = self.access.iommu_group.ok_or_else(|| self.miss(format!("IOMMU group, which driver {driver} needs")))?;
+            let inside = format!("/dev/vfio/{group}");
+            let outside = if self.access.no_iommu { format!("/dev/vfio/noiommu-{group}") } else { inside.clone() };
+            granted.nodes.extend([Node::same(VFIO_CONTAINER), Node { host: outside, container: inside.clone() }]);
+            let mut vfio = keys([("mount", VFIO_CONTAINER.to_owned()), ("dev-mount", inside)]);
+            if let Some(own) = self.access.vfio_node.as_ref().filter(|_| self.access.iommufd && !self.access.no_iommu) {
+                let own = format!("/dev/vfio/devices/{own}");
+                granted.nodes.extend([Node::same(IOMMUFD), Node::same(&own)]);
+                vfio.extend(keys([("iommufd-mount", IOMMUFD.to_owned()), ("cdev-mount", own)]));
+            }
+            info.insert("vfio", vfio);
+        } else if UIO_DRIVERS.contains(&driver) {
+            let node = self.access.uio.as_ref().ok_or_else(|| self.miss(format!("uio node, which driver {driver} makes")))?;
+            let node = format!("/dev/{node}");
+            granted.nodes.push(Node::same(&node));
+            info.insert("uio", keys([("mount", node)]));
+        }
+        Ok(())
     }
-    if device.need_vhost_net {
-        nodes.add(VHOST_NET);
-        nodes.add(TUN);
-        info.insert("vhost", keys([("net-mount", VHOST_NET.to_owned()), ("tun-mount", TUN.to_owned())]));
+
+    fn vdpa(&self, wanted: VdpaType, granted: &mut Granted, info: &mut Info) -> Result<(), AllocateError> {
+        let vdpa = self.access.vdpa.as_ref().filter(|vdpa| vdpa.driver.as_deref() == Some(wanted.driver()));
+        let vdpa = vdpa.ok_or_else(|| self.miss(format!("vDPA device with driver {}", wanted.driver())))?;
+        let path = match (wanted, &vdpa.node) {
+            (VdpaType::Virtio, _) => None,
+            (VdpaType::Vhost, Some(node)) => Some(format!("/dev/{node}")),
+            (VdpaType::Vhost, None) => return Err(self.miss(format!("node of its vDPA device {}", vdpa.name))),
+        };
+        granted.nodes.extend(path.as_deref().map(Node::same));
+        info.insert("vdpa", path.iter().map(|path| ("mount".to_owned(), path.clone())).collect());
+        granted.vdpa = Some((wanted, vdpa.name.clone(), path));
+        Ok(())
     }
-    if !device.extra.is_empty() {
-        info.insert("extra", device.extra.clone());
+
+    fn rdma(&self, granted: &mut Granted, info: &mut Info) -> Result<(), AllocateError> {
+        let first = self.access.rdma.first().ok_or_else(|| self.miss("RDMA device".to_owned()))?;
+        let mut told = keys([("rdma_dev", first.clone())]);
+        for node in &self.access.rdma_nodes {
+            let path = format!("/dev/infiniband/{node}");
+            granted.nodes.push(Node::same(&path));
+            let kind = ["uverbs", "umad", "issm", "rdma_cm"].into_iter().find(|kind| node.starts_with(kind));
+            told.extend(kind.map(|kind| (kind.to_owned(), path)));
+        }
+        info.insert("rdma", told);
+        granted.rdma.clone_from(&self.access.rdma);
+        Ok(())
     }
-    Ok(info)
+
+    fn miss(&self, what: String) -> AllocateError {
+        AllocateError::MissNode { address: self.address, pool: self.pool.name.clone(), what }
+    }
+}
+
+impl Node {
+    fn same(path: &str) -> Self {
+        Self { host: path.to_owned(), container: path.to_owned() }
+    }
+}
+
+impl Grant {
+    /// The nodes of all devices, each path of the host once, in order of first use.
+    pub fn nodes(&self) -> Vec<&Node> {
+        let mut nodes: Vec<&Node> = Vec::new();
+        for node in self.devices.iter().flat_map(|device| &device.nodes) {
+            if nodes.iter().all(|other| other.host != node.host) {
+                nodes.push(node);
+            }
+        }
+        nodes
+    }
 }
 
 fn keys<const N: usize>(pairs: [(&str, String); N]) -> BTreeMap<String, String> {
     pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
-}
-
-/// `vfio-pci`, and its variants for one family of devices (`mlx5_vfio_pci`).
-fn is_vfio(driver: &str) -> bool {
-    driver == "vfio-pci" || driver.ends_with("_vfio_pci")
-}
-
-/// Device nodes, each path once, in order of first use.
-#[derive(Default)]
-struct Nodes(Vec<api::DeviceSpec>);
-
-impl Nodes {
-    fn add(&mut self, path: &str) {
-        if self.0.iter().all(|node| node.host_path != path) {
-            self.0.push(api::DeviceSpec { container_path: path.to_owned(), host_path: path.to_owned(), permissions: "rw".to_owned() });
-        }
-    }
 }
 
 #[cfg(test)]

@@ -4,3 +4,8 @@
 #[rustfmt::skip]
 #[allow(clippy::all, clippy::pedantic, missing_docs, unreachable_pub, reason = "generated")]
 pub mod deviceplugin_v1beta1;
+
+/// `podresources/v1`: which devices the kubelet has given to which pod.
+#[rustfmt::skip]
+#[allow(clippy::all, clippy::pedantic, missing_docs, unreachable_pub, reason = "generated")]
+pub mod podresources_v1;

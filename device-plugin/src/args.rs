@@ -15,7 +15,7 @@ pub struct Args {
     /// Prefix of the extended resources; a resource's own `resourcePrefix` goes first.
     #[arg(long, default_value = "intel.com")]
     pub resource_prefix: String,
-    /// Container Device Interface mode: not implemented yet, true is refused.
+    /// Give device nodes by the Container Device Interface, not one by one.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set)]
     pub use_cdi: bool,
     /// Where the host's file system is mounted, for /sys.
@@ -27,6 +27,15 @@ pub struct Args {
     /// The folder of the device-info files that Multus reads.
     #[arg(long, default_value = "/var/run/k8s.cni.cncf.io/devinfo/dp")]
     pub device_info_dir: PathBuf,
+    /// Folder of the Container Device Interface's specs.
+    #[arg(long, default_value = "/var/run/cdi")]
+    pub cdi_dir: PathBuf,
+    /// The kubelet's socket that tells which pod has which device.
+    #[arg(long, default_value = "/var/lib/kubelet/pod-resources/kubelet.sock")]
+    pub pod_resources_socket: PathBuf,
+    /// Address of `/metrics` and `/healthz`, such as 0.0.0.0:9808; without it there are none.
+    #[arg(long)]
+    pub http_address: Option<std::net::SocketAddr>,
     /// Print what would be offered and exit; the exit code is 1 when a resource had to be left out.
     #[arg(long)]
     pub once: bool,

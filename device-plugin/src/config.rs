@@ -7,17 +7,18 @@
 
 mod fields;
 mod ranged;
+mod selector;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde_json::Value;
-use sriov_host::inventory::LinkType;
-use sriov_host::pci::{DeviceId, PciAddress, VendorId};
+use sriov_host::pci::PciAddress;
 
 pub use ranged::Ranged;
+pub use selector::Selector;
 
-use crate::pool::PoolName;
+use crate::pool::{PoolName, Preference};
 use fields::Fields;
 
 /// What a config file asks for.
@@ -36,31 +37,28 @@ pub struct PoolSpec {
     pub name: PoolName,
     /// True: the kubelet is told no NUMA node.
     pub exclude_topology: bool,
+    /// Which PCI functions can be in it.
+    pub device_type: DeviceType,
+    /// How several devices for one container go together (`allocationPolicy`, not in the Go plugin).
+    pub preference: Option<Preference>,
+    /// A device whose PF has no carrier is unhealthy (`carrierPolicy: unhealthy`, not in the Go plugin).
+    pub needs_carrier: bool,
+    /// These are offered although the host itself uses them (`allowInUse`, not in the Go plugin).
+    pub allow_in_use: Vec<PciAddress>,
     /// A device that one of them takes is in the pool.
     pub selectors: Vec<Selector>,
     /// Free keys for the `extra` part of the `_INFO` variable: `*` or a PCI address, then key and value.
     pub additional_info: BTreeMap<String, BTreeMap<String, String>>,
 }
 
-/// One selector: its keys are ANDed, the values of a key are ORed, an empty key takes everything.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Selector {
-    /// PCI vendors.
-    pub vendors: Vec<VendorId>,
-    /// PCI device ids.
-    pub devices: Vec<DeviceId>,
-    /// Names of bound drivers.
-    pub drivers: Vec<String>,
-    /// PCI addresses of the devices themselves.
-    pub pci_addresses: Vec<PciAddress>,
-    /// PFs by name, each with VF indexes.
-    pub pf_names: Vec<Ranged<String>>,
-    /// PFs by PCI address, each with VF indexes.
-    pub root_devices: Vec<Ranged<PciAddress>>,
-    /// Link layers.
-    pub link_types: Vec<LinkType>,
-    /// True: `/dev/vhost-net` and `/dev/net/tun` go with each device.
-    pub need_vhost_net: bool,
+/// Which PCI functions a resource is about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceType {
+    /// Network controllers.
+    #[default]
+    NetDevice,
+    /// Processing accelerators.
+    Accelerator,
 }
 
 /// Where an error is.
@@ -141,7 +139,9 @@ pub enum ConfigError {
     },
 }
 
-const DEVICE_TYPES: &str = "netDevice";
+const DEVICE_TYPES: &str = "netDevice or accelerator";
+const PREFERENCES: &str = "pack, spread, differentPf, sameNuma or samePcieRoot";
+const CARRIER_POLICIES: &str = "ignore or unhealthy";
 const RESOURCE_NAME: &str = "a text of letters, digits, _ and -";
 
 /// Reads the text of `file`; `default_prefix` is for resources without `resourcePrefix`. An error is about the file as a whole.
@@ -185,19 +185,21 @@ fn resource(place: &Place, value: Value, default_prefix: &str) -> Result<PoolSpe
     let mut fields = Fields::open(place, String::new(), value)?;
     let resource = fields.text("resourceName", RESOURCE_NAME)?.ok_or_else(|| fields.missing("resourceName", RESOURCE_NAME))?;
     let prefix = fields.text("resourcePrefix", "a DNS name")?.filter(|prefix| !prefix.is_empty());
-    let device_type = fields.text("deviceType", DEVICE_TYPES)?;
+    let device_type = device_type(&mut fields)?;
     let exclude_topology = fields.flag("excludeTopology")?;
+    let preference = preference(&mut fields)?;
+    let needs_carrier = match fields.text("carrierPolicy", CARRIER_POLICIES)?.as_deref() {
+        None | Some("ignore") => false,
+        Some("unhealthy") => true,
+        Some(other) => return Err(fields.bad("carrierPolicy", &Value::from(other), CARRIER_POLICIES)),
+    };
+    let allow_in_use = fields.list("allowInUse", "a list of PCI addresses such as 0000:01:00.0", |text| text.parse().ok())?;
     let additional_info = additional_info(&mut fields)?;
     let selectors = fields.take("selectors").ok_or_else(|| fields.missing("selectors", "one selector object, or a list of them"))?;
     // The Go operator writes this remnant of the Go type; it never had a meaning in the file.
     fields.take("SelectorObjs");
     fields.finish()?;
 
-    match device_type.as_deref() {
-        None | Some("" | "netDevice") => {}
-        Some(other @ ("accelerator" | "auxNetDevice")) => return Err(fields::unsupported(place, "deviceType", &Value::from(other))),
-        Some(other) => return Err(fields::bad(place, "deviceType", &Value::from(other), DEVICE_TYPES)),
-    }
     let prefix = prefix.unwrap_or_else(|| default_prefix.to_owned());
     let name = PoolName::new(&prefix, &resource).map_err(|error| ConfigError::ReadKey {
         place: place.clone(),
@@ -207,12 +209,33 @@ fn resource(place: &Place, value: Value, default_prefix: &str) -> Result<PoolSpe
     })?;
     let selectors = match selectors {
         Value::Array(list) => {
-            let read = |(i, value)| selector(place, format!("selectors[{i}]."), value);
+            let read = |(i, value)| selector::read(place, format!("selectors[{i}]."), value, device_type);
             list.into_iter().enumerate().map(read).collect::<Result<Vec<_>, _>>()?
         }
-        object => vec![selector(place, "selectors.".to_owned(), object)?],
+        object => vec![selector::read(place, "selectors.".to_owned(), object, device_type)?],
     };
-    Ok(PoolSpec { name, exclude_topology, selectors, additional_info })
+    Ok(PoolSpec { name, exclude_topology, device_type, preference, needs_carrier, allow_in_use, selectors, additional_info })
+}
+
+fn device_type(fields: &mut Fields<'_>) -> Result<DeviceType, ConfigError> {
+    match fields.text("deviceType", DEVICE_TYPES)?.as_deref() {
+        None | Some("" | "netDevice") => Ok(DeviceType::NetDevice),
+        Some("accelerator") => Ok(DeviceType::Accelerator),
+        Some(other @ "auxNetDevice") => Err(fields.unsupported("deviceType", &Value::from(other))),
+        Some(other) => Err(fields.bad("deviceType", &Value::from(other), DEVICE_TYPES)),
+    }
+}
+
+fn preference(fields: &mut Fields<'_>) -> Result<Option<Preference>, ConfigError> {
+    Ok(Some(match fields.text("allocationPolicy", PREFERENCES)?.as_deref() {
+        None => return Ok(None),
+        Some("pack") => Preference::Pack,
+        Some("spread") => Preference::Spread,
+        Some("differentPf") => Preference::DifferentPf,
+        Some("sameNuma") => Preference::SameNuma,
+        Some("samePcieRoot") => Preference::SamePcieRoot,
+        Some(other) => return Err(fields.bad("allocationPolicy", &Value::from(other), PREFERENCES)),
+    }))
 }
 
 fn additional_info(fields: &mut Fields<'_>) -> Result<BTreeMap<String, BTreeMap<String, String>>, ConfigError> {
@@ -232,50 +255,6 @@ fn additional_info(fields: &mut Fields<'_>) -> Result<BTreeMap<String, BTreeMap<
         canonical.insert(device, keys);
     }
     Ok(canonical)
-}
-
-fn selector(place: &Place, path: String, value: Value) -> Result<Selector, ConfigError> {
-    let mut fields = Fields::open(place, path, value)?;
-    let selector = Selector {
-        vendors: fields.list("vendors", "a list of PCI vendor ids such as 8086", |text| text.parse().ok())?,
-        devices: fields.list("devices", "a list of PCI device ids such as 10ca", |text| text.parse().ok())?,
-        drivers: fields.list("drivers", "a list of driver names", |text| (!text.is_empty()).then(|| text.to_owned()))?,
-        pci_addresses: fields.list("pciAddresses", "a list of PCI addresses such as 0000:01:10.0", |text| text.parse().ok())?,
-        pf_names: fields.list("pfNames", "a list of PF names, each alone or with VF indexes such as ens1f0#0-3,5", |text| {
-            Ranged::parse(text, |name| (!name.is_empty()).then(|| name.to_owned()))
-        })?,
-        root_devices: fields.list(
-            "rootDevices",
-            "a list of PCI addresses of PFs, each alone or with VF indexes such as 0000:01:00.0#0-3,5",
-            |text| Ranged::parse(text, |address| address.parse().ok()),
-        )?,
-        link_types: fields.list("linkTypes", "a list of ether and infiniband", link_type)?,
-        need_vhost_net: fields.flag("needVhostNet")?,
-    };
-    let rdma = fields.flag("isRdma")?;
-    let vdpa = fields.text("vdpaType", "vhost or virtio")?.filter(|kind| !kind.is_empty());
-    match vdpa.as_deref() {
-        Some(kind) if rdma => return Err(fields.bad("vdpaType", &Value::from(kind), "only without isRdma in the same selector")),
-        Some(kind @ ("vhost" | "virtio")) => return Err(fields.unsupported("vdpaType", &Value::from(kind))),
-        Some(kind) => return Err(fields.bad("vdpaType", &Value::from(kind), "vhost or virtio")),
-        None if rdma => return Err(fields.unsupported("isRdma", &Value::from(true))),
-        None => {}
-    }
-    for key in ["acpiIndexes", "auxTypes", "ddpProfiles", "pKeys"] {
-        if !fields.list(key, "a list of texts", |text| Some(text.to_owned()))?.is_empty() {
-            return Err(fields.unsupported(key, &Value::from("a non-empty list")));
-        }
-    }
-    fields.finish()?;
-    Ok(selector)
-}
-
-fn link_type(text: &str) -> Option<LinkType> {
-    match text {
-        "ether" => Some(LinkType::Ether),
-        "infiniband" => Some(LinkType::Infiniband),
-        _ => None,
-    }
 }
 
 #[cfg(test)]

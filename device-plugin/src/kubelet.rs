@@ -14,6 +14,7 @@ use tonic::transport::Endpoint;
 
 use crate::api::deviceplugin_v1beta1::registration_client::RegistrationClient;
 use crate::api::deviceplugin_v1beta1::{DevicePluginOptions, RegisterRequest};
+use crate::metrics::Metrics;
 use crate::pool::PoolName;
 
 /// The name of the kubelet's socket in its device plugin folder (`deviceplugin/v1beta1/constants.go`).
@@ -53,11 +54,14 @@ fn root_cause(error: &dyn std::error::Error) -> String {
     error.to_string()
 }
 
-/// Registers `pool` with the kubelet whose socket is in `folder`, and again after each `again`. Never returns; it is dropped with the pool.
-pub async fn keep_registered(folder: PathBuf, pool: PoolName, again: Arc<Notify>) {
+/// Registers `pool` with the kubelet whose socket is in `folder`, and again after each `again`, each time with the options that it has then. Never
+/// returns; it is dropped with the pool.
+pub async fn keep_registered(folder: PathBuf, pool: PoolName, options: impl Fn() -> DevicePluginOptions, again: Arc<Notify>, metrics: Arc<Metrics>) {
     let mut pause = FIRST_PAUSE;
     loop {
-        match register(&folder, &pool).await {
+        let answer = register(&folder, &pool, options()).await;
+        metrics.registered(&pool, answer.is_ok());
+        match answer {
             Ok(()) => {
                 tracing::info!(%pool, "registered with the kubelet");
                 again.notified().await;
@@ -79,17 +83,13 @@ pub async fn keep_registered(folder: PathBuf, pool: PoolName, again: Arc<Notify>
     }
 }
 
-async fn register(folder: &Path, pool: &PoolName) -> Result<(), RegisterError> {
+async fn register(folder: &Path, pool: &PoolName, options: DevicePluginOptions) -> Result<(), RegisterError> {
     let path = folder.join(KUBELET_SOCKET);
     let connect = |cause| RegisterError::Connect { path: path.clone(), cause };
     let endpoint = Endpoint::from_shared(format!("unix:{}", path.display())).map_err(connect)?.timeout(ANSWER_WITHIN);
     let channel = endpoint.connect().await.map_err(connect)?;
-    let request = RegisterRequest {
-        version: API_VERSION.to_owned(),
-        endpoint: pool.socket_name(),
-        resource_name: pool.to_string(),
-        options: Some(DevicePluginOptions::default()),
-    };
+    let request =
+        RegisterRequest { version: API_VERSION.to_owned(), endpoint: pool.socket_name(), resource_name: pool.to_string(), options: Some(options) };
     let answer = RegistrationClient::new(channel).register(request).await;
     answer.map(drop).map_err(|status| RegisterError::Refused { status: Box::new(status) })
 }

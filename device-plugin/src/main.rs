@@ -2,17 +2,23 @@
 
 use std::io::Write;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Parser;
 use sriov_device_plugin::args::{Args, Output, with_two_dashes};
-use sriov_device_plugin::once;
+use sriov_device_plugin::claims::Claims;
+use sriov_device_plugin::http::{self, Sources};
+use sriov_device_plugin::machine::{Changes, Machine};
+use sriov_device_plugin::metrics::Metrics;
+use sriov_device_plugin::pod_resources::PodResources;
 use sriov_device_plugin::pool::PoolName;
-use sriov_device_plugin::run::{Settings, look, run};
-use sriov_device_plugin::select::select;
+use sriov_device_plugin::run::{Settings, run};
+use sriov_device_plugin::select::{select, withheld};
 use sriov_device_plugin::server::Node;
+use sriov_device_plugin::{once, privileges};
 use sriov_host::Host;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::level_filters::LevelFilter;
 
@@ -30,26 +36,49 @@ fn main() -> ExitCode {
 }
 
 fn start(args: Args) -> Result<ExitCode> {
-    if args.use_cdi {
-        bail!("--use-cdi is not implemented yet: start without it, devices are then given as device nodes");
-    }
     // Any resource name will do to find out about the prefix.
     PoolName::new(&args.resource_prefix, "any").context("--resource-prefix")?;
     let settings = Settings { config_file: args.config_file.clone(), resource_prefix: args.resource_prefix.clone() };
     if args.once {
         return print_once(&args, &settings);
     }
+    // Before the first thread, so that it holds for all of them.
+    privileges::drop_all()?;
     // Work is rare and small: one thread, and those for blocking calls while they last.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build().context("start the runtime")?;
     runtime.block_on(serve(args, settings))?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// Looks at the machine come one after the other; allocations and scrapes may come beside them.
+const BLOCKING_THREADS: usize = 4;
+
 async fn serve(args: Args, settings: Settings) -> Result<()> {
     // Before anything that has to be undone is done.
     let stop = stop_signal()?;
-    let node = Node { host: Host::at(args.root), sockets: args.socket_dir, device_info: args.device_info_dir };
-    run(settings, Arc::new(node), stop).await?;
+    let metrics = Arc::new(Metrics::default());
+    let pods = PodResources::at(&args.pod_resources_socket);
+    let host = Host::at(&args.root);
+    if let Some(address) = args.http_address {
+        let sources = Sources { host: host.clone(), metrics: metrics.clone(), pods: pods.clone() };
+        let listener = TcpListener::bind(address).await.with_context(|| format!("listen on --http-address {address}"));
+        match listener {
+            Ok(listener) => drop(tokio::spawn(http::serve(listener, sources))),
+            // During an upgrade the older instance may still have the port. Devices matter more than numbers about them.
+            Err(error) => tracing::error!("no metrics: {error:#}"),
+        }
+    }
+    let node = Node {
+        host,
+        claims: Claims::new(&args.root, &args.device_info_dir),
+        sockets: args.socket_dir,
+        device_info: args.device_info_dir,
+        cdi: args.use_cdi.then_some(args.cdi_dir),
+        cdi_writes: Mutex::default(),
+        metrics,
+    };
+    run(settings, Arc::new(node), pods, stop).await?;
     Ok(())
 }
 
@@ -73,10 +102,13 @@ fn stop_signal() -> Result<impl Future<Output = ()>> {
 
 fn print_once(args: &Args, settings: &Settings) -> Result<ExitCode> {
     let config = settings.load()?;
-    let pools = select(&config.pools, &look(&Host::at(&args.root))?);
+    let mut machine = Machine::look(Host::at(&args.root), Claims::new(&args.root, &args.device_info_dir))?;
+    machine.wants_ddp = true;
+    machine.refresh(Changes { everything: true, ..Changes::default() })?;
+    let (pools, kept) = (select(&config.pools, machine.facts()), withheld(&config.pools, machine.facts()));
     let text = match args.output {
-        Output::Table => once::table(&pools),
-        Output::Json => once::json(&pools, &config.errors),
+        Output::Table => once::table(&pools, &kept),
+        Output::Json => once::json(&pools, &kept, &config.errors),
     };
     std::io::stdout().write_all(text.as_bytes()).context("write to standard output")?;
     for error in &config.errors {

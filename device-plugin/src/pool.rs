@@ -65,9 +65,27 @@ impl PoolName {
         format!("PCIDEVICE_{}_{}", self.prefix, self.resource).to_uppercase().replace('.', "_")
     }
 
+    /// As [`PoolName::variable`], in the form that a shell can name. Equal to it for names without `-`.
+    pub fn posix_variable(&self) -> String {
+        self.variable().replace('-', "_")
+    }
+
     /// The name of a device-info file.
     pub fn device_info_name(&self, device: &str) -> String {
-        format!("{}-{}-{device}-device.json", self.prefix, self.resource)
+        format!("{}-{device}-device.json", self.stem())
+    }
+
+    /// The part of file names that stands for the pool.
+    pub fn stem(&self) -> String {
+        format!("{}-{}", self.prefix, self.resource)
+    }
+
+    /// The kind of the pool's devices in the Container Device Interface, `vendor/class`. Both parts must start with a letter and end with a letter or
+    /// a digit, which resource names need not; one kind a pool keeps the specs of two pools apart.
+    pub fn cdi_kind(&self) -> String {
+        let vendor = if self.prefix.starts_with(|first: char| first.is_ascii_digit()) { "x." } else { "" };
+        let end = if self.resource.ends_with(['_', '-']) { "x" } else { "" };
+        format!("{vendor}{}/net-{}{end}", self.prefix, self.resource)
     }
 }
 
@@ -84,6 +102,10 @@ pub struct Pool {
     pub name: PoolName,
     /// By address; a device is in at most one pool.
     pub devices: BTreeMap<PciAddress, Device>,
+    /// How several devices for one container go together; `None` leaves the choice to the kubelet.
+    pub preference: Option<Preference>,
+    /// Whether Multus is told of the devices that are given.
+    pub has_device_info: bool,
 }
 
 /// One device of a pool.
@@ -95,10 +117,80 @@ pub struct Device {
     pub numa_node: Option<u16>,
     /// Whether the kubelet may give it to a pod.
     pub health: Health,
-    /// `/dev/vhost-net` and `/dev/net/tun` go with it.
-    pub need_vhost_net: bool,
+    /// What goes with it.
+    pub needs: Needs,
+    /// Where it is, for choosing devices that go together.
+    pub place: Place,
     /// Free keys for the `extra` part of the `_INFO` variable.
     pub extra: BTreeMap<String, String>,
+}
+
+/// What goes with a device beyond what its driver needs, as its selector says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Needs {
+    /// The nodes of its RDMA device.
+    pub rdma: bool,
+    /// Its vDPA device.
+    pub vdpa: Option<VdpaType>,
+    /// `/dev/vhost-net` and `/dev/net/tun`.
+    pub vhost_net: bool,
+}
+
+/// How a vDPA device is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VdpaType {
+    /// By user space, through `/dev/vhost-vdpa-N`.
+    Vhost,
+    /// By the kernel, as a virtio netdev.
+    Virtio,
+}
+
+impl VdpaType {
+    /// The word of config files and device-info files.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Vhost => "vhost",
+            Self::Virtio => "virtio",
+        }
+    }
+
+    /// The driver of the vDPA bus.
+    pub fn driver(self) -> &'static str {
+        match self {
+            Self::Vhost => "vhost_vdpa",
+            Self::Virtio => "virtio_vdpa",
+        }
+    }
+}
+
+/// Where a device is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Place {
+    /// NUMA node, also when the kubelet is told none.
+    pub numa_node: Option<u16>,
+    /// The PCI root that it hangs on.
+    pub root: Option<String>,
+    /// Its PF; of a PF itself, and of a VF whose PF is not on this machine, none.
+    pub pf: Option<PciAddress>,
+}
+
+/// How several devices for one container go together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Preference {
+    /// On as few PFs as can be, and on those that have the fewest devices left.
+    Pack,
+    /// Evenly, always from the PF with the most devices left.
+    Spread,
+    /// Each on a PF of its own, as long as there are any: for bonds.
+    DifferentPf,
+    /// On one NUMA node.
+    SameNuma,
+    /// On one PCI root.
+    SamePcieRoot,
 }
 
 /// Whether a device can be given to a pod, and if not, why.
@@ -116,17 +208,56 @@ pub enum Health {
         /// What would be right.
         expected: Vec<String>,
     },
-    /// Its driver gives it to user space in a way that this version does not serve.
-    UnsupportedDriver {
-        /// What it has.
-        bound: String,
+    /// It has a vfio driver and no IOMMU group.
+    MissGroup,
+    /// Its selector wants RDMA, and it has no RDMA device.
+    MissRdma,
+    /// Its selector wants a vDPA device, and it has none of that type.
+    MissVdpa(VdpaType),
+    /// Its selector wants vhost-net, and the machine has not both nodes for it.
+    MissVhostNet,
+    /// Its PF has no carrier, and its pool does not ignore that.
+    NoCarrier {
+        /// The PF.
+        pf: PciAddress,
     },
+    /// A health reporter of its PF is in the error state.
+    SickPf {
+        /// The PF.
+        pf: PciAddress,
+        /// The reporter.
+        reporter: String,
+    },
+    /// A pod has it that got it from another pool.
+    HeldThrough {
+        /// The other pool, as in file names.
+        pool: String,
+    },
+    /// It is gone from the machine while a pod has it.
+    Vanished,
 }
 
 impl Health {
     /// One of the kubelet's two words.
     pub fn word(&self) -> &'static str {
         if *self == Self::Healthy { HEALTHY } else { UNHEALTHY }
+    }
+
+    /// The reason in one word, for metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Healthy => "",
+            Self::Unbound => "Unbound",
+            Self::OtherDriver { .. } => "OtherDriver",
+            Self::MissGroup => "MissGroup",
+            Self::MissRdma => "MissRdma",
+            Self::MissVdpa(_) => "MissVdpa",
+            Self::MissVhostNet => "MissVhostNet",
+            Self::NoCarrier { .. } => "NoCarrier",
+            Self::SickPf { .. } => "SickPf",
+            Self::HeldThrough { .. } => "HeldThrough",
+            Self::Vanished => "Vanished",
+        }
     }
 }
 
@@ -136,7 +267,14 @@ impl fmt::Display for Health {
             Self::Healthy => f.write_str("healthy"),
             Self::Unbound => f.write_str("no driver is bound"),
             Self::OtherDriver { bound, expected } => write!(f, "driver {bound} is bound, expected is {}", expected.join(" or ")),
-            Self::UnsupportedDriver { bound } => write!(f, "driver {bound} is not supported by this version"),
+            Self::MissGroup => f.write_str("it has no IOMMU group, which its vfio driver needs"),
+            Self::MissRdma => f.write_str("it has no RDMA device"),
+            Self::MissVdpa(wanted) => write!(f, "it has no vDPA device with driver {}", wanted.driver()),
+            Self::MissVhostNet => f.write_str("the machine has not both /dev/vhost-net and /dev/net/tun; load vhost_net"),
+            Self::NoCarrier { pf } => write!(f, "PF {pf} has no carrier"),
+            Self::SickPf { pf, reporter } => write!(f, "devlink health reporter {reporter} of PF {pf} is in the error state"),
+            Self::HeldThrough { pool } => write!(f, "a pod has it, given by pool {pool}"),
+            Self::Vanished => f.write_str("it is gone from this machine"),
         }
     }
 }
@@ -144,7 +282,7 @@ impl fmt::Display for Health {
 impl Pool {
     /// A pool without devices: what is sent last before a pool goes away.
     pub fn empty(name: PoolName) -> Self {
-        Self { name, devices: BTreeMap::new() }
+        Self { name, devices: BTreeMap::new(), preference: None, has_device_info: true }
     }
 
     /// How many devices the kubelet may give to pods.
@@ -173,6 +311,9 @@ mod tests {
         assert_eq!(name.to_string(), "openshift.io/intel-nics_A");
         assert_eq!(name.socket_name(), "openshift.io_intel-nics_A.sock");
         assert_eq!(name.variable(), "PCIDEVICE_OPENSHIFT_IO_INTEL-NICS_A");
+        assert_eq!(name.posix_variable(), "PCIDEVICE_OPENSHIFT_IO_INTEL_NICS_A");
+        assert_eq!(name.cdi_kind(), "openshift.io/net-intel-nics_A");
+        assert_eq!(PoolName::new("4x.io", "9_").unwrap().cdi_kind(), "x.4x.io/net-9_x");
         assert_eq!(name.device_info_name("0000:01:10.0"), "openshift.io-intel-nics_A-0000:01:10.0-device.json");
     }
 
@@ -189,7 +330,8 @@ mod tests {
 
     #[test]
     fn the_offer_tells_health_and_numa_node() {
-        let device = |numa_node, health| Device { driver: None, numa_node, health, need_vhost_net: false, extra: BTreeMap::new() };
+        let device =
+            |numa_node, health| Device { driver: None, numa_node, health, needs: Needs::default(), place: Place::default(), extra: BTreeMap::new() };
         let address = |text: &str| text.parse::<PciAddress>().unwrap();
         let mut pool = Pool::empty(PoolName::new("intel.com", "a").unwrap());
         pool.devices.insert(address("0000:01:10.2"), device(None, Health::Unbound));

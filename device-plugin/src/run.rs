@@ -7,20 +7,22 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use sriov_host::Host;
-use sriov_host::discover::{self, DiscoverError, NetFacts};
-use sriov_host::inventory::Inventory;
-use sriov_host::netlink::Route;
-use tokio::sync::Notify;
+use sriov_host::discover::DiscoverError;
+use sriov_host::host_use::HostUse;
+use sriov_host::pci::PciAddress;
+use tokio::task::JoinError;
 
 use crate::config::{self, Config};
 use crate::kubelet::KUBELET_SOCKET;
+use crate::machine::{Changes, Machine};
+use crate::pod_resources::PodResources;
 use crate::pool::{Health, Pool, PoolName};
-use crate::select::select;
+use crate::select::{select, withheld};
 use crate::server::{Identity, Node, Serving, folder_of};
-use crate::watch::{self, FolderWatch, WatchError};
+use crate::watch::{Events, FolderWatch, WatchError};
+use crate::{cdi, device_info};
 
 /// What the command line decides.
 #[derive(Clone, Debug)]
@@ -71,28 +73,43 @@ impl Settings {
 }
 
 /// Serves until `stop` is ready, then removes its sockets.
-pub async fn run(settings: Settings, node: Arc<Node>, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+pub async fn run(settings: Settings, node: Arc<Node>, pods: Option<PodResources>, stop: impl Future<Output = ()>) -> Result<(), RunError> {
     let mut config_folder = FolderWatch::start(folder_of(&settings.config_file))?;
     let mut socket_folder = FolderWatch::start(&node.sockets)?;
-    let devices = watch::devices().unwrap_or_else(|error| {
-        tracing::warn!(%error, "cannot hear of device changes, the machine is looked at when the config file changes");
-        Arc::new(Notify::new())
-    });
-    let mut plugin = Plugin::start(settings, node).await?;
+    let mut journals = FolderWatch::start(&node.claims.journals())?;
+    let mut events = Events::listen();
+    let mut plugin = Plugin::start(settings, node, pods).await?;
     let mut stop = std::pin::pin!(stop);
     loop {
+        let mut changes = Changes::default();
+        let mut loaded = false;
         tokio::select! {
             () = &mut stop => break,
             changed = config_folder.changed() => {
                 changed?;
-                plugin.load();
-                // The file is written when its devices are ready, and that may be before their events are read here.
-                plugin.look().await?;
+                loaded = plugin.load();
             }
-            () = devices.notified() => plugin.look().await?,
-            changed = socket_folder.changed() => changed?,
+            () = events.ready() => {}
+            changed = journals.changed() => {
+                changed?;
+                changes.claims = true;
+            }
+            changed = socket_folder.changed() => {
+                changed?;
+                plugin.serve_sockets();
+            }
         }
-        plugin.serve();
+        // What the file is about happened before it was written, and was announced by then.
+        events.drain(&mut changes);
+        let ended = changes.claims;
+        plugin.follow(changes).await?;
+        if loaded {
+            // The new pools are offered by now. This finds what no event told, and what only the new file asks for.
+            plugin.follow(Changes { everything: true, ..Changes::default() }).await?;
+        }
+        if loaded || ended {
+            plugin.sweep().await;
+        }
     }
     plugin.stop();
     Ok(())
@@ -102,75 +119,102 @@ pub async fn run(settings: Settings, node: Arc<Node>, stop: impl Future<Output =
 struct Plugin {
     settings: Settings,
     node: Arc<Node>,
+    pods: Option<PodResources>,
     /// The last good file.
-    config: Config,
+    config: Arc<Config>,
     /// Why the file is not taken, to say it once.
     refused: Option<String>,
-    /// The last look.
-    inventory: Inventory,
+    /// Looked at on threads for blocking calls, one at a time.
+    machine: Arc<Mutex<Machine>>,
+    /// What is not offered because the host uses it, to say it once.
+    withheld: BTreeMap<PciAddress, HostUse>,
     /// The kubelet with which the pools are registered.
     kubelet: Option<Identity>,
     serving: BTreeMap<PoolName, Serving>,
 }
 
+/// What a look at the machine leads to.
+struct Offer {
+    pools: Vec<Pool>,
+    withheld: BTreeMap<PciAddress, HostUse>,
+    /// VFs that are gone from the machine and that pods have.
+    orphans: Vec<PciAddress>,
+}
+
 impl Plugin {
-    async fn start(settings: Settings, node: Arc<Node>) -> Result<Self, RunError> {
-        let inventory = inventory(&node).await??;
+    async fn start(settings: Settings, node: Arc<Node>, pods: Option<PodResources>) -> Result<Self, RunError> {
+        let looking = node.clone();
+        let look = move || Machine::look(looking.host.clone(), looking.claims.clone());
+        let machine = Arc::new(Mutex::new(tokio::task::spawn_blocking(look).await??));
         let kubelet = Identity::of(&node.sockets.join(KUBELET_SOCKET));
-        let (config, serving) = (Config::default(), BTreeMap::new());
-        let mut plugin = Self { settings, node, config, refused: None, inventory, kubelet, serving };
+        let (config, withheld, serving) = (Arc::new(Config::default()), BTreeMap::new(), BTreeMap::new());
+        let mut plugin = Self { settings, node, pods, config, refused: None, machine, withheld, kubelet, serving };
         plugin.load();
-        plugin.serve();
+        plugin.follow(Changes { reporters: true, ..Changes::default() }).await?;
+        plugin.sweep().await;
         Ok(plugin)
     }
 
-    /// Reads the file again, and keeps the last good one if it cannot be read.
-    fn load(&mut self) {
+    /// Reads the file again, and keeps the last good one if it cannot be read. Whether there is a file to follow.
+    fn load(&mut self) -> bool {
         match self.settings.load() {
             Ok(config) => {
                 self.refused = None;
-                if config == self.config {
-                    return;
+                self.node.metrics.loaded(config.errors.len(), false);
+                if config != *self.config {
+                    for error in config.errors.iter().filter(|error| !self.config.errors.contains(error)) {
+                        tracing::error!(%error, "left out a resource");
+                    }
+                    tracing::info!(resources = config.pools.len(), left_out = config.errors.len(), "read the config file");
+                    self.config = Arc::new(config);
                 }
-                for error in config.errors.iter().filter(|error| !self.config.errors.contains(error)) {
-                    tracing::error!(%error, "left out a resource");
-                }
-                tracing::info!(resources = config.pools.len(), left_out = config.errors.len(), "read the config file");
-                self.config = config;
+                true
             }
             Err(error) => {
                 let reason = error.to_string();
                 if self.refused.as_ref() != Some(&reason) {
                     tracing::error!(error = %reason, "the config file is not taken, the resources stay as they are");
+                    self.node.metrics.loaded(0, true);
                     self.refused = Some(reason);
                 }
+                false
             }
         }
     }
 
-    /// Looks at the machine again, and keeps the last look if it cannot.
-    async fn look(&mut self) -> Result<(), RunError> {
-        match inventory(&self.node).await? {
-            Ok(inventory) => self.inventory = inventory,
+    /// Looks at what changed and offers what follows from it. A look that fails leaves all as it was.
+    async fn follow(&mut self, changes: Changes) -> Result<(), JoinError> {
+        let (machine, config) = (self.machine.clone(), self.config.clone());
+        let look = move || {
+            let mut machine = machine.lock().unwrap_or_else(PoisonError::into_inner);
+            machine.wants_ddp = config.pools.iter().flat_map(|pool| &pool.selectors).any(|selector| !selector.ddp_profiles.is_empty());
+            machine.refresh(changes)?;
+            let facts = machine.facts();
+            let orphans = facts.held.keys().filter(|address| !facts.functions.contains_key(address)).copied().collect();
+            Ok::<_, DiscoverError>(Offer { pools: select(&config.pools, facts), withheld: withheld(&config.pools, facts), orphans })
+        };
+        match tokio::task::spawn_blocking(look).await? {
+            Ok(offer) => self.serve(offer),
             Err(error) => tracing::error!(%error, "failed to look at the machine, its devices stay as they were"),
         }
         Ok(())
     }
 
     /// Brings what is served in line with what is known. Safe to repeat: it changes only what differs.
-    fn serve(&mut self) {
-        let pools = select(&self.config.pools, &self.inventory);
-        let wanted: Vec<PoolName> = pools.iter().map(|pool| pool.name.clone()).collect();
-        let gone: Vec<PoolName> = self.serving.keys().filter(|name| !wanted.contains(name)).cloned().collect();
+    fn serve(&mut self, offer: Offer) {
+        let gone: Vec<PoolName> = self.serving.keys().filter(|name| offer.pools.iter().all(|pool| pool.name != **name)).cloned().collect();
         for name in gone {
             self.retire(&name);
         }
-        // Read before sockets are made, so that a kubelet that starts in between is a new one at the next look.
-        let kubelet = Identity::of(&self.node.sockets.join(KUBELET_SOCKET));
-        let restarted = kubelet.is_some() && kubelet != self.kubelet;
-        for pool in pools {
+        for (device, reason) in offer.withheld.iter().filter(|(device, reason)| self.withheld.get(device) != Some(reason)) {
+            tracing::warn!(%device, %reason, "not offered, the host uses it");
+        }
+        self.withheld = offer.withheld;
+        for mut pool in offer.pools {
             if let Some(serving) = self.serving.get(&pool.name) {
                 let before = serving.pool();
+                let orphans = offer.orphans.iter().filter_map(|address| Some((*address, before.devices.get(address)?.clone())));
+                pool.devices.extend(orphans.map(|(address, device)| (address, crate::pool::Device { health: Health::Vanished, ..device })));
                 if serving.offer(pool) {
                     tell(&serving.pool(), Some(&before));
                 }
@@ -179,6 +223,16 @@ impl Plugin {
                 self.serving.insert(pool.name.clone(), Serving::new(self.node.clone(), pool));
             }
         }
+        let pools: Vec<Arc<Pool>> = self.serving.values().map(Serving::pool).collect();
+        self.node.metrics.offered(pools.iter().map(Arc::as_ref), self.withheld.len());
+        self.serve_sockets();
+    }
+
+    /// Makes sockets that are missing, and registers with a kubelet that is new.
+    fn serve_sockets(&mut self) {
+        // Read before sockets are made, so that a kubelet that starts in between is a new one at the next look.
+        let kubelet = Identity::of(&self.node.sockets.join(KUBELET_SOCKET));
+        let restarted = kubelet.is_some() && kubelet != self.kubelet;
         for (name, serving) in &mut self.serving {
             match serving.ensure_bound() {
                 Ok(false) if restarted => serving.register_again(),
@@ -198,6 +252,30 @@ impl Plugin {
         }
     }
 
+    /// Removes the files of devices that no container has, and of pools that nobody needs: only when the kubelet says who has what.
+    async fn sweep(&self) {
+        let Some(pods) = &self.pods else { return };
+        let owners = match pods.owners().await {
+            Ok(owners) => owners,
+            Err(status) => {
+                tracing::debug!(error = status.message(), "the kubelet does not tell which pods have which devices, no file is removed");
+                return;
+            }
+        };
+        let stems: Vec<(String, &String)> = owners.keys().map(|(resource, id)| (resource.replace('/', "-"), id)).collect();
+        match device_info::sweep(&self.node.device_info, |stem, id| stems.iter().any(|(pool, device)| pool == stem && *device == id)) {
+            Ok(0) => {}
+            Ok(removed) => tracing::info!(removed, "removed device-info files of devices that no container has"),
+            Err(error) => tracing::warn!(%error, "failed to remove a device-info file"),
+        }
+        if let Some(folder) = &self.node.cdi {
+            let is_needed = |stem: &str| self.serving.keys().any(|name| name.stem() == stem) || stems.iter().any(|(pool, _)| pool == stem);
+            if let Err(error) = cdi::sweep(folder, is_needed) {
+                tracing::warn!(%error, "failed to remove a CDI spec");
+            }
+        }
+    }
+
     fn stop(self) {
         for (name, serving) in &self.serving {
             if let Err(error) = serving.unlink() {
@@ -207,28 +285,19 @@ impl Plugin {
     }
 }
 
-async fn inventory(node: &Arc<Node>) -> Result<Result<Inventory, DiscoverError>, tokio::task::JoinError> {
-    let node = node.clone();
-    tokio::task::spawn_blocking(move || look(&node.host)).await
-}
-
-/// The machine now. Neither VF attributes nor eswitch modes are asked for: no selector needs them, and some drivers answer for their VFs slowly.
-pub fn look(host: &Host) -> Result<Inventory, DiscoverError> {
-    let facts = NetFacts { links: Route::open()?.links()?, ..NetFacts::default() };
-    let survey = discover::survey_with(host, &facts)?;
-    for (device, error) in &survey.faults {
-        tracing::warn!(%device, %error, "left out a device");
-    }
-    Ok(survey.inventory)
-}
-
-/// One line a change of a pool, and one for each device that became unusable.
+/// One line a change of a pool, and one for each device that became unusable or usable again, or went.
 fn tell(pool: &Pool, before: Option<&Pool>) {
     tracing::info!(pool = %pool.name, devices = pool.devices.len(), healthy = pool.healthy(), "offering");
+    let known = |address| before.and_then(|before| before.devices.get(address)).map(|device| &device.health);
     for (address, device) in &pool.devices {
-        let known = before.and_then(|before| before.devices.get(address)).map(|device| &device.health);
-        if device.health != Health::Healthy && known != Some(&device.health) {
+        if device.health != Health::Healthy && known(address) != Some(&device.health) {
             tracing::warn!(pool = %pool.name, device = %address, reason = %device.health, "unhealthy");
         }
+        if device.health == Health::Healthy && known(address).is_some_and(|before| *before != Health::Healthy) {
+            tracing::info!(pool = %pool.name, device = %address, "healthy again");
+        }
+    }
+    for address in before.into_iter().flat_map(|before| before.devices.keys()).filter(|address| !pool.devices.contains_key(address)) {
+        tracing::info!(pool = %pool.name, device = %address, "no longer in the pool");
     }
 }

@@ -9,11 +9,12 @@ mod socket;
 
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures::stream::{self, Stream};
 use sriov_host::Host;
-use sriov_host::discover;
+use sriov_host::function;
 use sriov_host::pci::PciAddress;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -22,11 +23,18 @@ use tonic::{Request, Response, Status};
 
 pub use socket::{Identity, SocketError};
 
-use crate::allocate::{self, Present};
+use crate::allocate::{self, AllocateError, Grant, Granted};
 use crate::api::deviceplugin_v1beta1 as api;
 use crate::api::deviceplugin_v1beta1::device_plugin_server::{DevicePlugin, DevicePluginServer};
-use crate::pool::Pool;
-use crate::{device_info, kubelet};
+use crate::claims::Claims;
+use crate::metrics::Metrics;
+use crate::pool::{Health, Pool};
+use crate::watch::FolderWatch;
+use crate::{cdi, device_info, kubelet, prefer};
+
+/// How long an allocation waits for the pod that had a device to give it back. The kubelet gives a device away when a pod's containers have ended,
+/// which can be before its network is taken down.
+const RETURN_WITHIN: Duration = Duration::from_secs(5);
 
 /// What all pools of this node share.
 #[derive(Debug)]
@@ -37,16 +45,33 @@ pub struct Node {
     pub sockets: PathBuf,
     /// The folder of device-info files.
     pub device_info: PathBuf,
+    /// The folder of CDI specs; `None`: device nodes are given one by one.
+    pub cdi: Option<PathBuf>,
+    /// Taken while a CDI spec is written.
+    pub cdi_writes: Mutex<()>,
+    /// Who has which VF.
+    pub claims: Claims,
+    /// What happens is counted here.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Node {
-    /// What is at `address` now. A device that cannot be read is one that cannot be given.
-    fn look(&self, address: PciAddress) -> Option<Present> {
-        if let Ok(vf) = discover::vf_location(&self.host, address) {
-            return Some(Present { driver: vf.driver, iommu_group: vf.iommu_group });
+    /// How a device is used now. A device that cannot be read is one that cannot be given.
+    fn look(&self, address: PciAddress) -> Option<function::Access> {
+        function::access(&self.host, address).ok().flatten()
+    }
+
+    /// Brings the pool's CDI spec in line with its devices. What a device needs that cannot be given now is told at its allocation.
+    pub fn write_cdi(&self, pool: &Pool) {
+        let Some(folder) = &self.cdi else { return };
+        // An offer and an allocation may write at the same time.
+        let _one_at_a_time = self.cdi_writes.lock().unwrap_or_else(PoisonError::into_inner);
+        let healthy = pool.devices.iter().filter(|(_, device)| device.health == Health::Healthy);
+        let granted = |(address, _): (&PciAddress, _)| allocate::container(pool, &[address.to_string()], &|address| self.look(address)).ok();
+        let devices: Vec<Granted> = healthy.filter_map(granted).flat_map(|grant| grant.devices).collect();
+        if let Err(error) = cdi::write(folder, &pool.name, &devices) {
+            tracing::error!(pool = %pool.name, %error, "failed to write the CDI spec");
         }
-        let pf = discover::pf(&self.host, address).ok().flatten()?;
-        Some(Present { driver: pf.driver, iommu_group: discover::iommu_group_of(&self.host, address).ok()? })
     }
 }
 
@@ -64,7 +89,7 @@ impl DevicePlugin for Service {
     type ListAndWatchStream = Offers;
 
     async fn get_device_plugin_options(&self, _: Request<api::Empty>) -> Answer<api::DevicePluginOptions> {
-        Ok(Response::new(api::DevicePluginOptions::default()))
+        Ok(Response::new(options(&self.pool.borrow())))
     }
 
     async fn list_and_watch(&self, _: Request<api::Empty>) -> Answer<Offers> {
@@ -72,16 +97,39 @@ impl DevicePlugin for Service {
     }
 
     async fn get_preferred_allocation(&self, request: Request<api::PreferredAllocationRequest>) -> Answer<api::PreferredAllocationResponse> {
-        // Not announced in the options; an empty preference leaves the choice to the kubelet.
-        let containers = request.into_inner().container_requests.len();
-        let none = api::ContainerPreferredAllocationResponse::default();
-        Ok(Response::new(api::PreferredAllocationResponse { container_responses: vec![none; containers] }))
+        let pool = self.pool.borrow().clone();
+        let choose = |request: &api::ContainerPreferredAllocationRequest| api::ContainerPreferredAllocationResponse {
+            device_i_ds: prefer::choose(
+                &pool,
+                &request.available_device_i_ds,
+                &request.must_include_device_i_ds,
+                usize::try_from(request.allocation_size).unwrap_or_default(),
+            ),
+        };
+        let container_responses = request.into_inner().container_requests.iter().map(choose).collect();
+        Ok(Response::new(api::PreferredAllocationResponse { container_responses }))
     }
 
     async fn allocate(&self, request: Request<api::AllocateRequest>) -> Answer<api::AllocateResponse> {
-        let (node, pool) = (self.node.clone(), self.pool.borrow().clone());
-        let answer = tokio::task::spawn_blocking(move || allocate(&node, &pool, &request.into_inner())).await;
-        answer.map_err(|error| Status::internal(error.to_string()))?.map(Response::new)
+        let (node, pool, request) = (self.node.clone(), self.pool.borrow().clone(), request.into_inner());
+        let ids: Vec<PciAddress> =
+            request.container_requests.iter().flat_map(|request| &request.devices_ids).filter_map(|id| id.parse().ok()).collect();
+        let answer = match returned(&node, &pool, &ids).await {
+            Ok(()) => {
+                let (node, pool) = (node.clone(), pool.clone());
+                let answer = tokio::task::spawn_blocking(move || allocate(&node, &pool, &request)).await;
+                answer.map_err(|error| Status::internal(error.to_string()))?
+            }
+            Err(error) => Err(error),
+        };
+        match answer {
+            Ok(answer) => Ok(Response::new(answer)),
+            Err(error) => {
+                tracing::warn!(pool = %pool.name, %error, "refused an allocation");
+                node.metrics.refused(&pool.name, error.reason());
+                Err(Status::failed_precondition(error.to_string()))
+            }
+        }
     }
 
     async fn pre_start_container(&self, _: Request<api::PreStartContainerRequest>) -> Answer<api::PreStartContainerResponse> {
@@ -99,24 +147,66 @@ fn offers(mut pool: watch::Receiver<Arc<Pool>>) -> impl Stream<Item = Result<api
     })
 }
 
-fn allocate(node: &Node, pool: &Pool, request: &api::AllocateRequest) -> Result<api::AllocateResponse, Status> {
+fn options(pool: &Pool) -> api::DevicePluginOptions {
+    api::DevicePluginOptions { pre_start_required: false, get_preferred_allocation_available: pool.preference.is_some() }
+}
+
+/// Waits until no pod has any of these VFs, or too long.
+async fn returned(node: &Node, pool: &Pool, addresses: &[PciAddress]) -> Result<(), AllocateError> {
+    let held = || addresses.iter().find_map(|address| Some((*address, node.claims.holder(*address)?)));
+    let Some((address, by)) = held() else { return Ok(()) };
+    tracing::info!(pool = %pool.name, device = %address, %by, "waiting for a device to be given back");
+    let deadline = tokio::time::Instant::now() + RETURN_WITHIN;
+    let Ok(mut journals) = FolderWatch::start(&node.claims.journals()) else {
+        return Err(AllocateError::RefuseHeld { address, pool: pool.name.clone(), by });
+    };
+    while let Some((address, by)) = held() {
+        match tokio::time::timeout_at(deadline, journals.changed()).await {
+            Ok(Ok(())) => {}
+            _ => return Err(AllocateError::RefuseHeld { address, pool: pool.name.clone(), by }),
+        }
+    }
+    Ok(())
+}
+
+fn allocate(node: &Node, pool: &Pool, request: &api::AllocateRequest) -> Result<api::AllocateResponse, AllocateError> {
     let mut answer = api::AllocateResponse::default();
     for container in &request.container_requests {
         let ids = &container.devices_ids;
-        let response = allocate::container(pool, ids, &|address| node.look(address)).map_err(|error| {
-            tracing::warn!(pool = %pool.name, %error, "refused an allocation");
-            Status::failed_precondition(error.to_string())
-        })?;
-        for address in ids.iter().filter_map(|id| id.parse().ok()) {
+        let grant = allocate::container(pool, ids, &|address| node.look(address))?;
+        for granted in grant.devices.iter().filter(|_| pool.has_device_info) {
             // Multus can do without the file; the pod gets its device.
-            if let Err(error) = device_info::write(&node.device_info, &pool.name, address) {
+            if let Err(error) = device_info::write(&node.device_info, &pool.name, granted) {
                 tracing::warn!(pool = %pool.name, %error, "failed to write a device-info file");
             }
         }
+        // Groups and nodes may have other numbers than when the spec was written.
+        if node.cdi.as_ref().is_some_and(|folder| !cdi::holds(folder, &pool.name, &grant.devices)) {
+            node.write_cdi(pool);
+        }
         tracing::info!(pool = %pool.name, devices = %ids.join(","), "allocated");
-        answer.container_responses.push(response);
+        node.metrics.allocated(&pool.name);
+        answer.container_responses.push(response(pool, grant, node.cdi.is_some()));
     }
     Ok(answer)
+}
+
+/// The kubelet's form of a grant: with CDI the runtime adds the nodes by the devices' names, else the kubelet does.
+fn response(pool: &Pool, grant: Grant, by_cdi: bool) -> api::ContainerAllocateResponse {
+    let mut response = api::ContainerAllocateResponse::default();
+    if by_cdi {
+        let with_nodes = grant.devices.iter().filter(|granted| !granted.nodes.is_empty());
+        response.cdi_devices = with_nodes.map(|granted| api::CdiDevice { name: cdi::device_name(&pool.name, granted.address) }).collect();
+    } else {
+        let node = |node: &allocate::Node| api::DeviceSpec {
+            container_path: node.container.clone(),
+            host_path: node.host.clone(),
+            permissions: "rw".to_owned(),
+        };
+        response.devices = grant.nodes().into_iter().map(node).collect();
+    }
+    response.envs = grant.envs;
+    response
 }
 
 /// A pool that is being served.
@@ -148,6 +238,7 @@ impl Serving {
     /// A pool that nobody can see until [`Serving::ensure_bound`].
     pub fn new(node: Arc<Node>, pool: Pool) -> Self {
         let path = node.sockets.join(pool.name.socket_name());
+        node.write_cdi(&pool);
         Self { node, pool: watch::Sender::new(Arc::new(pool)), path, bound: None }
     }
 
@@ -158,13 +249,18 @@ impl Serving {
 
     /// Offers `pool` from now on; true when it differs from what was offered.
     pub fn offer(&self, pool: Pool) -> bool {
-        self.pool.send_if_modified(|current| {
-            let differs = **current != pool;
-            if differs {
-                *current = Arc::new(pool);
-            }
-            differs
-        })
+        let before = self.pool();
+        if *before == pool {
+            return false;
+        }
+        self.node.write_cdi(&pool);
+        let other_options = options(&before) != options(&pool);
+        self.pool.send_replace(Arc::new(pool));
+        // The kubelet learns of options only when a pool registers.
+        if other_options {
+            self.register_again();
+        }
+        true
     }
 
     /// Makes the socket, and registers it, if there is none or someone removed it. A kubelet removes all sockets when it starts. One that
@@ -186,7 +282,10 @@ impl Serving {
             }
         });
         let again = Arc::new(Notify::new());
-        let registrar = tokio::spawn(kubelet::keep_registered(self.node.sockets.clone(), self.pool().name.clone(), again.clone()));
+        let offered = self.pool.subscribe();
+        let options = move || options(&offered.borrow());
+        let (sockets, metrics) = (self.node.sockets.clone(), self.node.metrics.clone());
+        let registrar = tokio::spawn(kubelet::keep_registered(sockets, self.pool().name.clone(), options, again.clone(), metrics));
         self.bound = Some(Bound { identity, again, registrar, _serving: serving });
         Ok(true)
     }

@@ -1,21 +1,25 @@
-//! I/O: what wakes this program: changes in a folder (inotify) and changes of devices (kernel uevents). Nothing here reads what changed.
+//! I/O: what wakes this program: changes in a folder (inotify), of devices (uevents), of the network (rtnetlink) and of the health of devices
+//! (devlink). Nothing here reads what changed.
 //!
 //! Invariant: a watch stands before the first look, so that a change is either seen by that look or wakes the next one; and several changes
 //! while the program is busy are one wake-up.
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::io::Errno;
+use sriov_host::netlink::devlink::DevlinkMonitor;
+use sriov_host::netlink::{LinkMonitorError, NetMonitor};
+use sriov_host::pci::PciAddress;
 use sriov_host::uevent::{UeventError, UeventSocket};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::Notify;
+
+use crate::machine::Changes;
 
 /// What may change the names in a folder, or the content behind one of them.
 const CHANGES: WatchFlags = WatchFlags::CREATE
@@ -126,35 +130,108 @@ fn drain(fd: &OwnedFd) -> io::Result<()> {
     }
 }
 
-/// A wait for events ends now and then, because it needs an end; a day is no load.
-const EVENT_WAIT: Duration = Duration::from_hours(24);
+/// The kernel's announcements: device events and changes of links, addresses and routes. Nothing is read from them but what to look at again.
+#[derive(Debug, Default)]
+pub struct Events {
+    devices: Option<(UeventSocket, AsyncFd<OwnedFd>)>,
+    net: Option<(NetMonitor, AsyncFd<OwnedFd>)>,
+    health: Option<(DevlinkMonitor, AsyncFd<OwnedFd>)>,
+}
 
-/// Wakes at each change of a PCI function or a netdev, on a thread of its own that ends with the process.
-pub fn devices() -> Result<Arc<Notify>, UeventError> {
-    let socket = UeventSocket::open()?;
-    let changed = Arc::new(Notify::new());
-    let notify = changed.clone();
-    let listen = move || {
-        loop {
-            match socket.next(Instant::now() + EVENT_WAIT) {
-                Ok(Some(event)) if matches!(event.subsystem.as_str(), "pci" | "net") => notify.notify_one(),
-                Ok(_) => {}
-                // A look finds what the lost events were about.
-                Err(UeventError::Overrun) => notify.notify_one(),
-                Err(error) => {
-                    tracing::error!(%error, "cannot hear of device changes any more");
-                    return;
+impl Events {
+    /// Listens from now on, to what it can; what it cannot hear is logged. Must be called inside a tokio runtime.
+    pub fn listen() -> Self {
+        let devices = UeventSocket::open().map_err(io::Error::other).and_then(|socket| Ok((readable(socket.as_fd())?, socket)));
+        let net = NetMonitor::open().map_err(io::Error::other).and_then(|socket| Ok((readable(socket.as_fd())?, socket)));
+        let health = DevlinkMonitor::open().map_err(io::Error::other).and_then(|socket| Ok((readable(socket.as_fd())?, socket)));
+        Self {
+            devices: heard("devices", devices).map(|(fd, socket)| (socket, fd)),
+            net: heard("links", net).map(|(fd, socket)| (socket, fd)),
+            health: heard("devlink", health).map(|(fd, socket)| (socket, fd)),
+        }
+    }
+
+    /// Returns when there is something to drain; never if nothing can be heard.
+    pub async fn ready(&self) {
+        let devices = self.devices.as_ref().map(|(_, fd)| fd);
+        let net = self.net.as_ref().map(|(_, fd)| fd);
+        let health = self.health.as_ref().map(|(_, fd)| fd);
+        tokio::select! {
+            () = until_readable(devices) => {}
+            () = until_readable(net) => {}
+            () = until_readable(health) => {}
+        }
+    }
+
+    /// Notes all that was announced until now.
+    pub fn drain(&mut self, changes: &mut Changes) {
+        let now = Instant::now();
+        if let Some((socket, _)) = &self.devices {
+            loop {
+                match socket.next(now) {
+                    Ok(None) => break,
+                    Ok(Some(event)) => changes.functions.extend(function_of(&event.devpath)),
+                    // A look finds what the lost events were about.
+                    Err(UeventError::Overrun) => changes.everything = true,
+                    Err(error) => {
+                        tracing::error!(%error, "cannot hear of device changes any more");
+                        self.devices = None;
+                        break;
+                    }
                 }
             }
         }
-    };
-    std::thread::Builder::new().name("uevents".to_owned()).spawn(listen).map_err(UeventError::Open)?;
-    Ok(changed)
+        if let Some((socket, _)) = &self.net {
+            loop {
+                match socket.next(now) {
+                    Ok(None) => break,
+                    Ok(Some(change)) => changes.net.push(change),
+                    Err(LinkMonitorError::Overrun) => changes.everything = true,
+                    Err(error) => {
+                        tracing::error!(%error, "cannot hear of changes of links any more");
+                        self.net = None;
+                        break;
+                    }
+                }
+            }
+        }
+        if let Some((socket, _)) = &self.health {
+            changes.reporters |= socket.drain();
+        }
+    }
+}
+
+fn heard<T>(what: &str, opened: io::Result<T>) -> Option<T> {
+    opened.inspect_err(|error| tracing::warn!(what, %error, "changes cannot be heard, the machine is looked at when the config file changes")).ok()
+}
+
+fn readable(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<OwnedFd>> {
+    #[expect(deprecated, reason = "the other constructor is unsafe; an OwnedFd is what that one asks for: one open file for as long as it lives")]
+    AsyncFd::with_interest(fd.try_clone_to_owned()?, Interest::READABLE)
+}
+
+/// The one who is woken drains the socket, so that the readiness can be forgotten at once.
+async fn until_readable(fd: Option<&AsyncFd<OwnedFd>>) {
+    if let Some(Ok(mut ready)) = match fd {
+        Some(fd) => Some(fd.readable().await),
+        None => std::future::pending().await,
+    } {
+        ready.clear_ready();
+    }
+}
+
+/// The PCI function that a path of sysfs is about: the deepest one on it.
+fn function_of(devpath: &str) -> Option<PciAddress> {
+    devpath.rsplit('/').find_map(|part| part.parse().ok())
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::time::Duration;
+
+    use sriov_host::netlink::Route;
+    use sriov_host::testing::new_netns;
 
     use super::*;
 
@@ -163,6 +240,42 @@ mod tests {
 
     async fn wakes(watch: &mut FolderWatch, within: Duration) -> bool {
         tokio::time::timeout(within, watch.changed()).await.map(Result::unwrap).is_ok()
+    }
+
+    #[test]
+    fn the_function_of_an_event_is_the_deepest_on_its_path() {
+        let function = |path: &str| function_of(path).map(|address| address.to_string());
+        assert_eq!(function("/devices/pci0000:00/0000:00:01.0/0000:01:10.0/net/eth0").as_deref(), Some("0000:01:10.0"));
+        assert_eq!(function("/devices/pci0000:00/0000:00:01.0").as_deref(), Some("0000:00:01.0"));
+        assert_eq!(function("/devices/virtual/net/lo"), None);
+    }
+
+    #[test]
+    fn a_link_that_comes_wakes_and_is_told() {
+        let netns = new_netns().unwrap();
+        let inside = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let mut events = Events::listen();
+                assert!(tokio::time::timeout(NEVER, events.ready()).await.is_err());
+                Route::open().unwrap().add_link_veth("a0", "b0").unwrap();
+                tokio::time::timeout(SOON, events.ready()).await.unwrap();
+                let mut changes = Changes::default();
+                events.drain(&mut changes);
+                assert!(!changes.net.is_empty() && !changes.everything && !changes.is_empty());
+                assert!(
+                    tokio::time::timeout(NEVER, async {
+                        loop {
+                            events.ready().await;
+                            events.drain(&mut changes);
+                        }
+                    })
+                    .await
+                    .is_err()
+                );
+            });
+        };
+        netns.run_in(inside).unwrap();
     }
 
     #[tokio::test]

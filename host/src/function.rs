@@ -52,6 +52,15 @@ pub struct Function {
     pub root: Option<String>,
 }
 
+/// What a scan found.
+#[derive(Debug, Default)]
+pub struct Scan {
+    /// The functions.
+    pub functions: BTreeMap<PciAddress, Function>,
+    /// Those that could not be read, each with its reason.
+    pub faults: Vec<(PciAddress, DiscoverError)>,
+}
+
 /// A vDPA device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Vdpa {
@@ -87,7 +96,7 @@ pub struct Access {
 }
 
 /// All functions of these base classes, and those that could not be read. One that vanishes while it is read is left out without a fault.
-pub fn scan(host: &Host, classes: &[u8]) -> Result<(BTreeMap<PciAddress, Function>, Vec<(PciAddress, DiscoverError)>), DiscoverError> {
+pub fn scan(host: &Host, classes: &[u8]) -> Result<Scan, DiscoverError> {
     let mut functions = BTreeMap::new();
     let mut faults = Vec::new();
     let mut vfs = BTreeMap::new();
@@ -109,7 +118,7 @@ pub fn scan(host: &Host, classes: &[u8]) -> Result<(BTreeMap<PciAddress, Functio
             function.vf_of = Some(place);
         }
     }
-    Ok((functions, faults))
+    Ok(Scan { functions, faults })
 }
 
 /// One function; `None` when there is none, or it is of another base class.
@@ -262,7 +271,7 @@ mod tests {
     #[test]
     fn a_scan_and_a_single_read_say_the_same() {
         let fake = igb_pf(SysfsTree::new(), 3).build().unwrap();
-        let (functions, faults) = scan(&fake.host(), &[NETWORK_CLASS]).unwrap();
+        let Scan { functions, faults } = scan(&fake.host(), &[NETWORK_CLASS]).unwrap();
         assert!(faults.is_empty());
         assert_eq!(functions.len(), 4);
         for (address, function) in &functions {
@@ -272,13 +281,13 @@ mod tests {
         assert_eq!(vf.vf_of, Some(("0000:01:00.0".parse().unwrap(), VfIndex(1))));
         assert_eq!((vf.driver.as_deref(), vf.has_group, vf.numa_node), (Some("igbvf"), true, None));
         assert_eq!(functions[&"0000:01:00.0".parse().unwrap()].numvfs, 3);
-        assert!(scan(&fake.host(), &[ACCELERATOR_CLASS]).unwrap().0.is_empty());
+        assert!(scan(&fake.host(), &[ACCELERATOR_CLASS]).unwrap().functions.is_empty());
     }
 
     #[test]
     fn one_function_that_cannot_be_read_is_a_fault_and_hides_no_other() {
         let fake = igb_pf(SysfsTree::new(), 2).file("/sys/bus/pci/devices/0000:01:10.0/vendor", "nonsense\n").build().unwrap();
-        let (functions, faults) = scan(&fake.host(), &[NETWORK_CLASS]).unwrap();
+        let Scan { functions, faults } = scan(&fake.host(), &[NETWORK_CLASS]).unwrap();
         assert_eq!((functions.len(), faults.len()), (2, 1));
         assert_eq!(faults[0].0.to_string(), "0000:01:10.0");
     }

@@ -31,6 +31,17 @@ impl<'a> Fields<'a> {
         Some(self.left.remove(position).1).filter(|value| !value.is_null())
     }
 
+    /// Whether a key that was not taken yet says something: neither null, nor empty, nor false.
+    pub(super) fn has_value(&self, key: &str) -> bool {
+        let says = |value: &Value| match value {
+            Value::Null | Value::Bool(false) => false,
+            Value::Array(items) => !items.is_empty(),
+            Value::String(text) => !text.is_empty(),
+            _ => true,
+        };
+        self.left.iter().any(|(name, value)| name.eq_ignore_ascii_case(key) && says(value))
+    }
+
     pub(super) fn text(&mut self, key: &'static str, allowed: &str) -> Result<Option<String>, ConfigError> {
         match self.take(key) {
             None => Ok(None),

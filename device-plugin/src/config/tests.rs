@@ -1,6 +1,11 @@
 //! Pure: tests of the config format. Whole files with their outcome are in `testdata/config`.
 
+use proptest::prelude::*;
+use sriov_host::inventory::LinkType;
+use sriov_host::pci::{DeviceId, VendorId};
+
 use super::*;
+use crate::pool::{Needs, VdpaType};
 
 fn parsed(text: &str) -> Config {
     parse("c.json", text, "intel.com").unwrap()
@@ -38,20 +43,43 @@ fn golden_files_are_read_as_written_beside_them() {
 #[test]
 fn all_keys_of_a_selector_are_read() {
     let selector = selected(
-        r#""vendors":["8086"],"devices":["10ca","154C"],"drivers":["igbvf","vfio-pci"],"pciAddresses":["0000:01:10.0"],
-        "pfNames":["ens1f0#0-1"],"rootDevices":["0000:01:00.0"],"linkTypes":["ether"],"needVhostNet":true,"isRdma":false,"vdpaType":"""#,
+        r#""vendors":["8086"],"devices":["10ca","154C"],"drivers":["igbvf","vfio-pci"],"pciAddresses":["0000:01:10.0"],"acpiIndexes":["101"],
+        "pfNames":["ens1f0#0-1"],"rootDevices":["0000:01:00.0"],"linkTypes":["ether"],"ddpProfiles":["GTPv1-C/U IPv4/IPv6 payload"],
+        "pKeys":["0x8001"],"needVhostNet":true,"isRdma":true,"vdpaType":"""#,
     );
     let expected = Selector {
         vendors: vec![VendorId(0x8086)],
         devices: vec![DeviceId(0x10ca), DeviceId(0x154c)],
         drivers: vec!["igbvf".to_owned(), "vfio-pci".to_owned()],
         pci_addresses: vec!["0000:01:10.0".parse().unwrap()],
+        acpi_indexes: vec!["101".to_owned()],
         pf_names: vec![Ranged { pf: "ens1f0".to_owned(), indexes: Some(vec![0..=1]) }],
         root_devices: vec![Ranged { pf: "0000:01:00.0".parse().unwrap(), indexes: None }],
         link_types: vec![LinkType::Ether],
-        need_vhost_net: true,
+        ddp_profiles: vec!["GTPv1-C/U IPv4/IPv6 payload".to_owned()],
+        p_keys: vec!["0x8001".to_owned()],
+        needs: Needs { rdma: true, vdpa: None, vhost_net: true },
     };
     assert_eq!(selector, Ok(expected));
+    assert_eq!(selected(r#""vdpaType":"virtio""#).unwrap().needs.vdpa, Some(VdpaType::Virtio));
+}
+
+#[test]
+fn keys_that_the_go_plugin_does_not_know_choose_policies() {
+    let pool = one(r#""selectors":{},"allocationPolicy":"differentPf","carrierPolicy":"unhealthy","allowInUse":["0000:01:00.0"]"#).unwrap();
+    assert_eq!((pool.preference, pool.needs_carrier), (Some(Preference::DifferentPf), true));
+    assert_eq!(pool.allow_in_use, ["0000:01:00.0".parse().unwrap()]);
+    let plain = one(r#""selectors":{}"#).unwrap();
+    assert_eq!((plain.preference, plain.needs_carrier, plain.allow_in_use), (None, false, vec![]));
+}
+
+#[test]
+fn an_accelerator_is_selected_by_what_it_has() {
+    let pool =
+        one(r#""deviceType":"accelerator","selectors":{"vendors":["8086"],"devices":["0d5d"],"drivers":["vfio-pci"],"pfNames":[],"isRdma":false}"#);
+    assert_eq!(pool.unwrap().device_type, DeviceType::Accelerator);
+    let error = one(r#""deviceType":"accelerator","selectors":[{"linkTypes":["ether"]}]"#).unwrap_err();
+    assert!(error.ends_with("selectors[0].linkTypes: a value was given, allowed is only with deviceType netDevice"), "{error}");
 }
 
 #[test]
@@ -72,6 +100,14 @@ fn a_value_of_the_wrong_kind_names_file_resource_and_key() {
         (r#""selectors":{"rootDevices":["ens1#0"]}"#, "selectors.rootDevices", r#""ens1#0""#),
         (r#""selectors":{"linkTypes":["eth"]}"#, "selectors.linkTypes", r#""eth""#),
         (r#""selectors":{"needVhostNet":"yes"}"#, "selectors.needVhostNet", r#""yes""#),
+        (r#""selectors":{"isRdma":"true"}"#, "selectors.isRdma", r#""true""#),
+        (r#""selectors":{"pKeys":["8001"]}"#, "selectors.pKeys", r#""8001""#),
+        (r#""selectors":{"acpiIndexes":["x"]}"#, "selectors.acpiIndexes", r#""x""#),
+        (r#""selectors":{"ddpProfiles":[""]}"#, "selectors.ddpProfiles", r#""""#),
+        (r#""selectors":{},"allocationPolicy":"best""#, "allocationPolicy", r#""best""#),
+        (r#""selectors":{},"carrierPolicy":true"#, "carrierPolicy", "true"),
+        (r#""selectors":{},"allowInUse":["ens1"]"#, "allowInUse", r#""ens1""#),
+        (r#""selectors":{"auxTypes":["sf"]}"#, "selectors.auxTypes", r#""a non-empty list""#),
         (r#""selectors":{"vdpaType":"x"}"#, "selectors.vdpaType", r#""x""#),
         (r#""selectors":{},"excludeTopology":1"#, "excludeTopology", "1"),
         (r#""selectors":{},"deviceType":"nic""#, "deviceType", r#""nic""#),
@@ -84,20 +120,47 @@ fn a_value_of_the_wrong_kind_names_file_resource_and_key() {
 }
 
 #[test]
-fn keys_that_this_version_cannot_serve_are_refused_by_name() {
-    for (keys, key) in [
-        (r#""selectors":{"isRdma":true}"#, "selectors.isRdma"),
-        (r#""selectors":{"vdpaType":"vhost"}"#, "selectors.vdpaType"),
-        (r#""selectors":{"pKeys":["0x1"]}"#, "selectors.pKeys"),
-        (r#""selectors":{"ddpProfiles":["GTPv1-C/U IPv4/IPv6 payload"]}"#, "selectors.ddpProfiles"),
-        (r#""selectors":{"acpiIndexes":["101"]}"#, "selectors.acpiIndexes"),
-        (r#""selectors":{},"deviceType":"accelerator""#, "deviceType"),
-        (r#""selectors":{"auxTypes":["sf"]},"deviceType":"auxNetDevice""#, "deviceType"),
-    ] {
-        let error = one(keys).unwrap_err();
-        assert!(error.starts_with(&format!("c.json: resource a: {key}: ")) && error.ends_with("is not supported by this version"), "{error}");
-    }
+fn subfunctions_are_refused_by_name() {
+    let error = one(r#""selectors":{"auxTypes":["sf"]},"deviceType":"auxNetDevice""#).unwrap_err();
+    assert_eq!(error, r#"c.json: resource a: deviceType: "auxNetDevice" is not supported by this version"#);
     assert!(selected(r#""isRdma":true,"vdpaType":"vhost""#).unwrap_err().contains("only without isRdma"));
+}
+
+proptest! {
+    /// Whatever is in the file, reading it ends, and a good resource before and after is still there.
+    #[test]
+    fn no_text_breaks_the_parser_or_hides_a_good_resource(key in "[a-zA-Z]{1,12}|vendors|pfNames|rootDevices|selectors|resourceName|additionalInfo|vdpaType",
+            value in json_value()) {
+        let bad = serde_json::json!({ "resourceName": "x", "selectors": [{ &key: &value }], &key: &value });
+        let text = serde_json::json!({ "resourceList": [{ "resourceName": "first", "selectors": {} }, bad, value, { "resourceName": "last", "selectors": {} }] });
+        let config = parsed(&text.to_string());
+        let names: Vec<String> = config.pools.iter().map(|pool| pool.name.to_string()).collect();
+        prop_assert_eq!(names.first().map(String::as_str), Some("intel.com/first"));
+        prop_assert_eq!(names.last().map(String::as_str), Some("intel.com/last"));
+        for error in &config.errors {
+            prop_assert!(error.to_string().starts_with("c.json: resource "), "{}", error);
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_read_or_refused(text in ".{0,200}") {
+        let _ = parse("c.json", &text, "intel.com");
+    }
+}
+
+fn json_value() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i32>().prop_map(Value::from),
+        "[a-z0-9#:.,-]{0,16}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 16, 4, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::btree_map("[a-zA-Z]{1,8}", inner, 0..4).prop_map(|map| Value::Object(map.into_iter().collect())),
+        ]
+    })
 }
 
 #[test]

@@ -1,63 +1,84 @@
-//! Pure: tests of selecting, on an inventory of two igb PFs: the first with four VFs (the last two on vfio-pci), the second without.
+//! Pure: tests of selecting, on two igb PFs: the first with four VFs (the last two on vfio-pci), the second without.
 
+use proptest::prelude::*;
+use sriov_host::function::Vdpa;
+use sriov_host::inventory::Netdev;
+use sriov_host::netlink::Stack;
+use sriov_host::pci::{DeviceId, VendorId};
 use sriov_host::vf::VfIndex;
 
 use super::*;
 use crate::config;
+use crate::facts::Held;
+use crate::pool::VdpaType;
 
-fn netdev(name: &str, admin_up: bool) -> Netdev {
-    let mut netdev = serde_json::json!({ "ifindex": 2, "name": name, "alt_names": ["enp1s0f0"], "mtu": 1500, "carrier": true, "link_type": "ether" });
-    netdev["admin_up"] = admin_up.into();
-    serde_json::from_value(netdev).unwrap()
+fn address(text: &str) -> PciAddress {
+    text.parse().unwrap()
 }
 
-fn inventory() -> Inventory {
-    let pf = |address: &str, vfs: Vec<Vf>| Pf {
-        address: address.parse().unwrap(),
+fn link(ifindex: u32, name: &str, parent: &str) -> Link {
+    let netdev = serde_json::json!({ "ifindex": ifindex, "name": name, "alt_names": ["enp1s0f0"], "mtu": 1500, "admin_up": true, "carrier": true, "link_type": "ether" });
+    let netdev: Netdev = serde_json::from_value(netdev).unwrap();
+    let parent = parent.parse().ok();
+    Link { netdev, parent, phys_port_name: None, permanent_mac: None, promisc: false, allmulti: false, stack: Stack::default() }
+}
+
+fn default_route() -> HostUse {
+    HostUse::DefaultRoute { link: "ens2f0".to_owned(), family: "IPv4".to_owned() }
+}
+
+fn function(device: u16, driver: &str, vf_of: Option<(&str, u16)>) -> Function {
+    Function {
+        class: NETWORK_CLASS,
         vendor: VendorId(0x8086),
-        device: DeviceId(0x10c9),
-        vf_device: Some(DeviceId(0x10ca)),
-        driver: Some("igb".to_owned()),
-        totalvfs: 7,
-        numvfs: u16::try_from(vfs.len()).unwrap(),
-        numa_node: Some(0),
-        eswitch_mode: sriov_host::inventory::EswitchMode::Legacy,
-        netdev: None,
-        link_speed_mbps: None,
-        vfs,
-        facts: sriov_host::inventory::Facts::default(),
-    };
-    let vf = |index: u16| Vf {
-        index: VfIndex(index),
-        address: format!("0000:01:10.{}", 2 * index).parse().unwrap(),
-        vendor: VendorId(0x8086),
-        device: DeviceId(0x10ca),
-        driver: Some(if index < 2 { "igbvf" } else { "vfio-pci" }.to_owned()),
-        iommu_group: Some(8 + u32::from(index)),
-        numa_node: Some(1),
-        netdev: None,
-        attributes: None,
-        facts: sriov_host::inventory::Facts::default(),
-    };
-    let mut first = pf("0000:01:00.0", (0..4).map(vf).collect());
-    first.netdev = Some(netdev("ens1f0", true));
-    Inventory { pfs: vec![first, pf("0000:02:00.0", Vec::new())], ..Inventory::default() }
+        device: DeviceId(device),
+        driver: Some(driver.to_owned()),
+        numa_node: Some(u16::from(vf_of.is_some())),
+        has_group: true,
+        vf_of: vf_of.map(|(pf, index)| (address(pf), VfIndex(index))),
+        numvfs: 0,
+        acpi_index: None,
+        netdevs: Vec::new(),
+        rdma: Vec::new(),
+        pkey: None,
+        vdpa: None,
+        root: None,
+    }
+}
+
+fn facts() -> Facts {
+    let mut facts = Facts { vhost_net: true, ..Facts::default() };
+    let first = Function { numvfs: 4, ..function(0x10c9, "igb", None) };
+    facts.functions = [(address(PF), first), (address("0000:02:00.0"), function(0x10c9, "igb", None))].into();
+    for index in 0..4 {
+        let driver = if index < 2 { "igbvf" } else { "vfio-pci" };
+        facts.functions.insert(address(&format!("0000:01:10.{}", 2 * index)), function(0x10ca, driver, Some((PF, index))));
+    }
+    facts.links = [(2, link(2, "ens1f0", PF))].into();
+    facts
+}
+
+const PF: &str = "0000:01:00.0";
+const VF: &str = "0000:01:10.0";
+
+fn change(facts: &mut Facts, device: &str, change: impl FnOnce(&mut Function)) {
+    change(facts.functions.get_mut(&address(device)).unwrap());
 }
 
 /// The pools of these resources: name -> `device` or `device!` if unhealthy, by the last part of the address.
-fn selected(resources: &str, inventory: &Inventory) -> Vec<(String, Vec<String>)> {
+fn selected(resources: &str, facts: &Facts) -> Vec<(String, Vec<String>)> {
     let config = config::parse("c.json", &format!(r#"{{"resourceList":[{resources}]}}"#), "x.io").unwrap();
     assert_eq!(config.errors, []);
     let device = |(address, device): (&PciAddress, &Device)| {
         let mark = if device.health == Health::Healthy { "" } else { "!" };
         format!("{}{mark}", &address.to_string()[5..])
     };
-    let pools = select(&config.pools, inventory);
+    let pools = select(&config.pools, facts);
     pools.iter().map(|pool| (pool.name.to_string(), pool.devices.iter().map(device).collect())).collect()
 }
 
 fn of(selectors: &str) -> Vec<String> {
-    selected(&format!(r#"{{"resourceName":"a","selectors":{selectors}}}"#), &inventory()).remove(0).1
+    selected(&format!(r#"{{"resourceName":"a","selectors":{selectors}}}"#), &facts()).remove(0).1
 }
 
 #[test]
@@ -92,16 +113,16 @@ fn a_device_is_in_the_first_pool_that_takes_it_and_an_empty_pool_is_still_there(
         {"resourceName":"c","selectors":{"drivers":["igbvf"]}}"#;
     let expected = [("x.io/a", vec!["01:10.0", "01:10.2"]), ("x.io/b", vec!["01:10.4", "01:10.6"]), ("x.io/c", vec![])];
     let expected = expected.map(|(name, devices)| (name.to_owned(), devices.into_iter().map(str::to_owned).collect::<Vec<_>>()));
-    assert_eq!(selected(resources, &inventory()), expected);
+    assert_eq!(selected(resources, &facts()), expected);
 }
 
 #[test]
 fn a_vf_named_by_index_with_another_driver_is_unhealthy_unless_it_is_right_for_another_pool() {
     let named = r#"{"resourceName":"a","selectors":{"rootDevices":["0000:01:00.0#0-3"],"drivers":["vfio-pci"]}}"#;
     let all = ["01:10.0!", "01:10.2!", "01:10.4", "01:10.6"];
-    assert_eq!(selected(named, &inventory())[0].1, all);
+    assert_eq!(selected(named, &facts())[0].1, all);
     let other = r#"{"resourceName":"b","selectors":{"drivers":["igbvf"]}}"#;
-    let pools = selected(&format!("{named},{other}"), &inventory());
+    let pools = selected(&format!("{named},{other}"), &facts());
     assert_eq!(
         (&pools[0].1[..], &pools[1].1[..]),
         (&all[2..].iter().map(|id| (*id).to_owned()).collect::<Vec<_>>()[..], &["01:10.0".to_owned(), "01:10.2".to_owned()][..])
@@ -110,41 +131,173 @@ fn a_vf_named_by_index_with_another_driver_is_unhealthy_unless_it_is_right_for_a
     assert_eq!(of(r#"{"rootDevices":["0000:01:00.0"],"drivers":["vfio-pci"]}"#), ["01:10.4", "01:10.6"]);
 }
 
+/// The only pool of this selector.
+fn pool(facts: &Facts, selector: &str) -> Vec<String> {
+    selected(&format!(r#"{{"resourceName":"a","selectors":{selector}}}"#), facts).remove(0).1
+}
+
+/// The health of the first VF in the only pool, which has these further keys.
+fn health_of_vf(facts: &Facts, keys: &str) -> Health {
+    let text = format!(r#"{{"resourceList":[{{"resourceName":"a",{keys}}}]}}"#);
+    let pools = select(&config::parse("c.json", &text, "x.io").unwrap().pools, facts);
+    pools[0].devices[&address(VF)].health.clone()
+}
+
 #[test]
 fn a_vf_without_driver_is_unhealthy_if_it_is_named_and_skipped_otherwise() {
-    let mut inventory = inventory();
-    inventory.pfs[0].vfs[0].driver = None;
-    let pool = |selector: &str| selected(&format!(r#"{{"resourceName":"a","selectors":{selector}}}"#), &inventory).remove(0).1;
-    assert_eq!(pool(r#"{"rootDevices":["0000:01:00.0#0-1"]}"#), ["01:10.0!", "01:10.2"]);
-    assert_eq!(pool(r#"{"rootDevices":["0000:01:00.0"]}"#), ["01:10.2", "01:10.4", "01:10.6"]);
+    let mut facts = facts();
+    change(&mut facts, VF, |vf| vf.driver = None);
+    assert_eq!(pool(&facts, r#"{"rootDevices":["0000:01:00.0#0-1"]}"#), ["01:10.0!", "01:10.2"]);
+    assert_eq!(pool(&facts, r#"{"rootDevices":["0000:01:00.0"]}"#), ["01:10.2", "01:10.4", "01:10.6"]);
 }
 
 #[test]
-fn a_pf_is_offered_only_without_vfs_and_while_the_host_does_not_use_it() {
-    let mut inventory = inventory();
-    let pool = |inventory: &Inventory| selected(r#"{"resourceName":"a","selectors":{"devices":["10c9"]}}"#, inventory).remove(0).1;
-    assert_eq!(pool(&inventory), ["02:00.0"]);
-    inventory.pfs[1].netdev = Some(netdev("ens2f0", false));
-    assert_eq!(pool(&inventory), ["02:00.0"]);
-    inventory.pfs[1].netdev = Some(netdev("ens2f0", true));
-    assert!(pool(&inventory).is_empty());
+fn keys_of_rdma_vdpa_slots_and_profiles_select() {
+    let mut facts = facts();
+    change(&mut facts, VF, |vf| {
+        (vf.rdma, vf.pkey, vf.acpi_index) = (vec!["mlx5_0".to_owned()], Some("0x8001".to_owned()), Some("101".to_owned()));
+    });
+    change(&mut facts, "0000:01:10.2", |vf| vf.vdpa = Some(Vdpa { name: "vdpa0".into(), driver: Some("vhost_vdpa".into()), node: None }));
+    facts.ddp_profiles = [(address("0000:02:00.0"), "GTP".to_owned())].into();
+    for (selector, devices) in [
+        (r#"{"isRdma":true}"#, &["01:10.0"][..]),
+        (r#"{"isRdma":true,"rootDevices":["0000:01:00.0#0-1"]}"#, &["01:10.0", "01:10.2!"]),
+        (r#"{"pKeys":["0x7fff","0X8001"]}"#, &[]),
+        (r#"{"acpiIndexes":["101","7"]}"#, &["01:10.0"]),
+        (r#"{"vdpaType":"vhost"}"#, &["01:10.2"]),
+        (r#"{"vdpaType":"virtio"}"#, &[]),
+        (r#"{"ddpProfiles":["GTP"]}"#, &["02:00.0"]),
+        (r#"{"ddpProfiles":["gtp"]}"#, &[]),
+    ] {
+        let config = config::parse("c.json", &format!(r#"{{"resourceList":[{{"resourceName":"a","selectors":{selector}}}]}}"#), "x.io").unwrap();
+        if config.errors.is_empty() {
+            assert_eq!(pool(&facts, selector), devices, "{selector}");
+        } else {
+            assert!(selector.contains("0X8001"), "{:?}", config.errors);
+        }
+    }
+    assert_eq!(pool(&facts, r#"{"pKeys":["0x7fff","0x8001"]}"#), ["01:10.0"]);
 }
 
 #[test]
-fn drivers_that_cannot_be_served_make_a_device_unhealthy() {
-    let mut inventory = inventory();
-    inventory.pfs[0].vfs[0].driver = Some("igb_uio".to_owned());
-    assert_eq!(selected(r#"{"resourceName":"a","selectors":{"pciAddresses":["0000:01:10.0"]}}"#, &inventory)[0].1, ["01:10.0!"]);
+fn an_rdma_vf_in_a_pod_is_still_one() {
+    let mut facts = facts();
+    change(&mut facts, PF, |pf| pf.rdma = vec!["mlx5_0".to_owned()]);
+    // Its own driver is that of the PF, as mlx5_core's is, and neither netdev nor RDMA device is seen.
+    change(&mut facts, PF, |pf| pf.driver = Some("igbvf".to_owned()));
+    assert_eq!(pool(&facts, r#"{"isRdma":true}"#), ["01:10.0", "01:10.2"]);
+    change(&mut facts, VF, |vf| vf.netdevs = vec!["ens1f0v0".to_owned()]);
+    assert_eq!(pool(&facts, r#"{"isRdma":true}"#), ["01:10.2"]);
+}
+
+#[test]
+fn what_the_host_uses_is_offered_only_where_it_is_allowed() {
+    let mut facts = facts();
+    let all = r#""selectors":{"devices":["10c9"]}"#;
+    let plain = format!(r#"{{"resourceName":"a",{all}}}"#);
+    assert_eq!(selected(&plain, &facts)[0].1, ["02:00.0"]);
+    facts.links.insert(3, link(3, "ens2f0", "0000:02:00.0"));
+    assert_eq!(selected(&plain, &facts)[0].1, ["02:00.0"], "up alone is no use");
+    facts.uses = [(3, default_route()), (2, default_route())].into();
+    assert!(selected(&plain, &facts)[0].1.is_empty());
+    let config = config::parse("c.json", &format!(r#"{{"resourceList":[{plain}]}}"#), "x.io").unwrap();
+    assert_eq!(withheld(&config.pools, &facts), [(address("0000:02:00.0"), default_route())].into());
+    let allowed = format!(r#"{{"resourceName":"a","allowInUse":["0000:02:00.0"],{all}}}"#);
+    assert_eq!(selected(&allowed, &facts)[0].1, ["02:00.0"]);
+    // The host's use of a PF says nothing about its VFs; its use of a VF does.
+    assert_eq!(pool(&facts, r#"{"rootDevices":["0000:01:00.0#0"]}"#), ["01:10.0"]);
+    facts.links.insert(4, link(4, "ens1f0v0", VF));
+    facts.uses.insert(4, HostUse::Upper { link: "bond0".to_owned(), kind: "bond".to_owned() });
+    assert!(pool(&facts, r#"{"rootDevices":["0000:01:00.0#0"]}"#).is_empty());
+}
+
+#[test]
+fn each_reason_for_ill_health_is_told() {
+    let plain = r#""selectors":{"rootDevices":["0000:01:00.0"]}"#;
+    let mut facts = facts();
+    assert_eq!(health_of_vf(&facts, plain), Health::Healthy);
+    let carrier = format!(r#"{plain},"carrierPolicy":"unhealthy""#);
+    assert_eq!(health_of_vf(&facts, &carrier), Health::Healthy);
+    facts.links.get_mut(&2).unwrap().netdev.carrier = false;
+    assert_eq!(health_of_vf(&facts, &carrier), Health::NoCarrier { pf: address(PF) });
+    assert_eq!(health_of_vf(&facts, plain), Health::Healthy, "ignored unless the pool says otherwise");
+    facts.sick = [(address(PF), "fw".to_owned())].into();
+    assert_eq!(health_of_vf(&facts, plain), Health::SickPf { pf: address(PF), reporter: "fw".to_owned() });
+    facts.held = [(address(VF), Held { by: "container c".to_owned(), through: Some("x.io-b".to_owned()) })].into();
+    assert_eq!(health_of_vf(&facts, plain), Health::HeldThrough { pool: "x.io-b".to_owned() });
+    facts.vhost_net = false;
+    assert_eq!(health_of_vf(&facts, r#""selectors":{"rootDevices":["0000:01:00.0"],"needVhostNet":true}"#), Health::MissVhostNet);
+    change(&mut facts, VF, |vf| (vf.driver, vf.has_group) = (Some("vfio-pci".to_owned()), false));
+    assert_eq!(health_of_vf(&facts, plain), Health::MissGroup);
+    let named = |more: &str| format!(r#""selectors":{{"rootDevices":["0000:01:00.0#0"],{more}}}"#);
+    change(&mut facts, VF, |vf| vf.driver = Some("igbvf".to_owned()));
+    assert_eq!(health_of_vf(&facts, &named(r#""isRdma":true"#)), Health::MissRdma);
+    assert_eq!(health_of_vf(&facts, &named(r#""vdpaType":"virtio""#)), Health::MissVdpa(VdpaType::Virtio));
+}
+
+#[test]
+fn a_device_stays_healthy_in_the_pool_through_which_a_pod_has_it() {
+    let mut facts = facts();
+    facts.held = [(address(VF), Held { by: "container c".to_owned(), through: Some("x.io-a".to_owned()) })].into();
+    assert_eq!(health_of_vf(&facts, r#""selectors":{"rootDevices":["0000:01:00.0"]}"#), Health::Healthy);
+}
+
+#[test]
+fn accelerators_and_network_controllers_do_not_mix() {
+    let mut facts = facts();
+    change(&mut facts, "0000:02:00.0", |function| function.class = ACCELERATOR_CLASS);
+    let resources =
+        r#"{"resourceName":"a","deviceType":"accelerator","selectors":{"vendors":["8086"]}},{"resourceName":"b","selectors":{"devices":["10c9"]}}"#;
+    let pools = selected(resources, &facts);
+    assert_eq!((pools[0].1.clone(), pools[1].1.clone()), (vec!["02:00.0".to_owned()], vec![]));
+}
+
+#[test]
+fn a_vf_whose_pf_is_elsewhere_is_selected_by_what_it_is() {
+    let mut facts = facts();
+    change(&mut facts, VF, |vf| vf.vf_of = None);
+    assert_eq!(pool(&facts, r#"{"pciAddresses":["0000:01:10.0"]}"#), ["01:10.0"]);
+    assert!(pool(&facts, r#"{"rootDevices":["0000:01:00.0#0"]}"#).is_empty());
+}
+
+proptest! {
+    /// Whatever pools are asked for and whoever has what: a device is in one pool at most, and healthy only where no pod has it through another.
+    #[test]
+    fn a_device_is_in_at_most_one_pool_and_never_healthy_while_a_pod_has_it_through_another(
+        pools in prop::collection::vec((0_u8..4, 0_u16..4, 0_u16..4, prop::bool::ANY), 0..6),
+        held in prop::collection::btree_map(0_u16..4, prop::option::of(0_u8..4), 0..4),
+    ) {
+        let mut facts = facts();
+        for (index, through) in &held {
+            let through = through.map(|pool| format!("x.io-p{pool}"));
+            facts.held.insert(address(&format!("0000:01:10.{}", 2 * index)), Held { by: "c".to_owned(), through });
+        }
+        let resource = |(name, first, more, vfio): &(u8, u16, u16, bool)| {
+            let drivers = if *vfio { r#","drivers":["vfio-pci"]"# } else { "" };
+            format!(r#"{{"resourceName":"p{name}","selectors":[{{"rootDevices":["{PF}#{first}-{}"]{drivers}}},{{"vendors":["8086"]}}]}}"#, first + more)
+        };
+        let text = format!(r#"{{"resourceList":[{}]}}"#, pools.iter().map(resource).collect::<Vec<_>>().join(","));
+        let pools = select(&config::parse("c.json", &text, "x.io").unwrap().pools, &facts);
+        let mut seen = BTreeSet::new();
+        for pool in &pools {
+            for (device, state) in &pool.devices {
+                prop_assert!(seen.insert(*device), "{} is in two pools", device);
+                let through = facts.held.get(device).and_then(|held| held.through.clone());
+                let of_another = through.is_some_and(|through| through != pool.name.stem());
+                prop_assert!(!(of_another && state.health == Health::Healthy), "{} is offered by {}", device, pool.name);
+            }
+        }
+    }
 }
 
 #[test]
 fn topology_info_and_vhost_follow_the_selector_that_took_the_device() {
     let text = r#"{"resourceList":[{"resourceName":"a","excludeTopology":true,"additionalInfo":{"*":{"k":"1","l":"1"},"0000:01:10.0":{"k":"2"}},
         "selectors":[{"pciAddresses":["0000:01:10.0"],"needVhostNet":true},{"drivers":["igbvf"]}]}]}"#;
-    let pools = select(&config::parse("c.json", text, "x.io").unwrap().pools, &inventory());
-    let device = |address: &str| &pools[0].devices[&address.parse().unwrap()];
+    let pools = select(&config::parse("c.json", text, "x.io").unwrap().pools, &facts());
+    let device = |of: &str| &pools[0].devices[&address(of)];
     let extra = |pairs: [(&str, &str); 2]| pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
-    assert_eq!((device("0000:01:10.0").need_vhost_net, device("0000:01:10.2").need_vhost_net), (true, false));
+    assert_eq!((device("0000:01:10.0").needs.vhost_net, device("0000:01:10.2").needs.vhost_net), (true, false));
     assert_eq!(device("0000:01:10.0").extra, extra([("k", "2"), ("l", "1")]));
     assert_eq!(device("0000:01:10.2").extra, extra([("k", "1"), ("l", "1")]));
     assert_eq!(device("0000:01:10.0").numa_node, None);

@@ -32,7 +32,11 @@ const APIS: &[Api] = &[
         package: "v1beta1",
         targets: &["device-plugin/src/api/deviceplugin_v1beta1.rs", "tests/src/api/deviceplugin_v1beta1.rs"],
     },
-    Api { folder: "pkg/apis/podresources/v1", package: "v1", targets: &["tests/src/api/podresources_v1.rs"] },
+    Api {
+        folder: "pkg/apis/podresources/v1",
+        package: "v1",
+        targets: &["device-plugin/src/api/podresources_v1.rs", "tests/src/api/podresources_v1.rs"],
+    },
 ];
 
 /// Writes the generated files below `root`, or with `check` only compares them and fails on a difference.

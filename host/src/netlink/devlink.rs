@@ -290,7 +290,10 @@ mod tests {
     #[test]
     fn only_a_reporter_of_the_device_that_is_in_error_is_told() {
         let message = |device: &Device, state: u8| {
-            let reporter = nested(DEVLINK_ATTR_HEALTH_REPORTER, &[text(DEVLINK_ATTR_HEALTH_REPORTER_NAME, "fw"), bytes(DEVLINK_ATTR_HEALTH_REPORTER_STATE, &[state])]);
+            let reporter = nested(
+                DEVLINK_ATTR_HEALTH_REPORTER,
+                &[text(DEVLINK_ATTR_HEALTH_REPORTER_NAME, "fw"), bytes(DEVLINK_ATTR_HEALTH_REPORTER_STATE, &[state])],
+            );
             reply(&[device.attributes(), vec![reporter]].concat())
         };
         let other = Device { bus: "pci".to_owned(), name: "0000:01:00.0".to_owned() };
