@@ -61,8 +61,12 @@ pub type Resources = BTreeMap<String, Resource>;
 struct Shared {
     folder: PathBuf,
     resources: watch::Sender<Resources>,
+    /// How many healthy devices each list had, by resource, over all registrations.
+    history: std::sync::Mutex<BTreeMap<String, Vec<usize>>>,
     /// Registrations still to be refused.
     refusals: watch::Sender<usize>,
+    /// Registrations still to be refused after the plugin was connected to.
+    late_refusals: watch::Sender<usize>,
 }
 
 /// A running kubelet. Dropped, it is gone, and its socket file stays, as after a kill.
@@ -96,8 +100,13 @@ impl Kubelet {
 
     fn listen(folder: &Path, refusals: usize) -> Result<Self> {
         let listener = UnixListener::bind(folder.join("kubelet.sock")).context("listen on kubelet.sock")?;
-        let shared =
-            Arc::new(Shared { folder: folder.to_owned(), resources: watch::Sender::new(Resources::new()), refusals: watch::Sender::new(refusals) });
+        let shared = Arc::new(Shared {
+            folder: folder.to_owned(),
+            resources: watch::Sender::new(Resources::new()),
+            history: std::sync::Mutex::default(),
+            refusals: watch::Sender::new(refusals),
+            late_refusals: watch::Sender::new(0),
+        });
         let (running, ended) = oneshot::channel::<()>();
         let server = Server::builder().add_service(RegistrationServer::new(Registrations(shared.clone())));
         tokio::spawn(server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), async { drop(ended.await) }));
@@ -125,16 +134,51 @@ impl Kubelet {
         self.shared.resources.borrow().clone()
     }
 
+    /// How many healthy devices each list of a resource had, over all registrations.
+    pub fn history(&self, name: &str) -> Vec<usize> {
+        let history = self.shared.history.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        history.get(name).cloned().unwrap_or_default()
+    }
+
+    /// Refuses this many registrations after it has connected to the plugin.
+    pub fn refuse_late(&self, refusals: usize) {
+        self.shared.late_refusals.send_replace(refusals);
+    }
+
+    /// Late refusals that are still to come.
+    pub fn late_refusals_left(&self) -> usize {
+        *self.shared.late_refusals.borrow()
+    }
+
     /// Registrations that are still to be refused.
     pub fn refusals_left(&self) -> usize {
         *self.shared.refusals.borrow()
     }
 
-    /// Asks the resource's plugin for these devices for one container.
-    pub async fn allocate(&self, name: &str, ids: &[&str]) -> Result<v1beta1::ContainerAllocateResponse, Status> {
+    /// A connection of its own to the resource's plugin.
+    pub async fn plugin(&self, name: &str) -> Result<DevicePluginClient<Channel>, Status> {
         let endpoint = self.now().get(name).map(|resource| resource.request.endpoint.clone());
         let endpoint = endpoint.ok_or_else(|| Status::not_found(format!("{name} is not registered")))?;
-        let mut plugin = connect(&self.shared.folder.join(endpoint)).await.map_err(|error| Status::unavailable(error.to_string()))?;
+        connect(&self.shared.folder.join(endpoint)).await.map_err(|error| Status::unavailable(error.to_string()))
+    }
+
+    /// Which of these the plugin would take for one container.
+    pub async fn preferred(&self, name: &str, available: &[&str], size: i32) -> Result<Vec<String>, Status> {
+        let available_device_i_ds = available.iter().map(ToString::to_string).collect();
+        let container = v1beta1::ContainerPreferredAllocationRequest { available_device_i_ds, allocation_size: size, ..Default::default() };
+        let request = v1beta1::PreferredAllocationRequest { container_requests: vec![container] };
+        let answer = self.plugin(name).await?.get_preferred_allocation(request).await?.into_inner();
+        answer
+            .container_responses
+            .into_iter()
+            .next()
+            .map(|container| container.device_i_ds)
+            .ok_or_else(|| Status::internal("no answer for the container"))
+    }
+
+    /// Asks the resource's plugin for these devices for one container.
+    pub async fn allocate(&self, name: &str, ids: &[&str]) -> Result<v1beta1::ContainerAllocateResponse, Status> {
+        let mut plugin = self.plugin(name).await?;
         let devices_ids = ids.iter().map(ToString::to_string).collect();
         let request = v1beta1::AllocateRequest { container_requests: vec![v1beta1::ContainerAllocateRequest { devices_ids }] };
         let mut answers = plugin.allocate(request).await?.into_inner().container_responses;
@@ -168,8 +212,19 @@ impl Registration for Registrations {
         let name = request.resource_name.clone();
         let mut plugin = connect(&self.0.folder.join(&request.endpoint)).await.map_err(|error| Status::unavailable(error.to_string()))?;
         let options = plugin.get_device_plugin_options(v1beta1::Empty {}).await?.into_inner();
-        if options.pre_start_required || options.get_preferred_allocation_available {
-            return Err(Status::unimplemented("this kubelet offers neither"));
+        if options.pre_start_required {
+            return Err(Status::unimplemented("this kubelet does not offer it"));
+        }
+        if Some(&options) != request.options.as_ref() {
+            return Err(Status::invalid_argument(format!("{options:?} were told, {:?} at the registration", request.options)));
+        }
+        let late = self.0.late_refusals.send_if_modified(|left| {
+            let refuse = *left > 0;
+            *left = left.saturating_sub(1);
+            refuse
+        });
+        if late {
+            return Err(Status::aborted("not after all"));
         }
         let mut number = 0;
         self.0.resources.send_modify(|resources| {
@@ -194,6 +249,8 @@ async fn watch_devices(shared: Arc<Shared>, name: String, number: usize, mut plu
     if let Ok(answer) = plugin.list_and_watch(v1beta1::Empty {}).await {
         let mut lists = answer.into_inner();
         while let Ok(Some(list)) = lists.message().await {
+            let healthy = list.devices.iter().filter(|device| device.health == "Healthy").count();
+            shared.history.lock().unwrap_or_else(std::sync::PoisonError::into_inner).entry(name.clone()).or_default().push(healthy);
             tell(&|resource| resource.lists.push(list.devices.clone()));
         }
     }

@@ -13,3 +13,4 @@ pub mod harness;
 pub mod kubelet;
 pub mod lab;
 pub mod multus;
+pub mod plugin;

@@ -1,150 +1,14 @@
-//! I/O: the device plugin's binary between a kubelet stand-in, a config file and a tree that stands for the machine's `/sys`, all in a temporary
-//! folder. Tier 1: needs nothing but the build.
+//! I/O: the device plugin's binary and the kubelet: registration, lists, allocation, ends. Tier 1: needs nothing but the build.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::OnceLock;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Error, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use sriov_host::testing::{FakeSysfs, SysfsTree, igb_pf};
-use sriov_tests::kubelet::{Kubelet, Resource, SOON};
-use sriov_tests::lab::artifacts::product;
-
-const VFS: [&str; 4] = ["0000:01:10.0", "0000:01:10.2", "0000:01:10.4", "0000:01:10.6"];
-
-/// A machine with an igb PF of four VFs on igbvf, folders for the plugin, and the plugin once it was started.
-struct Bench {
-    machine: FakeSysfs,
-    dir: tempfile::TempDir,
-    plugin: Option<Child>,
-}
-
-impl Bench {
-    fn new() -> Result<Self> {
-        let bench = Self { machine: igb_pf(SysfsTree::new(), 4).build()?, dir: tempfile::tempdir()?, plugin: None };
-        fs::create_dir_all(bench.sockets())?;
-        Ok(bench)
-    }
-
-    /// The plugin runs, this configuration is in its file, and the kubelet runs.
-    fn running(config: &Value) -> Result<(Self, Kubelet)> {
-        let mut bench = Self::new()?;
-        bench.configure(&config.to_string())?;
-        let kubelet = Kubelet::start(&bench.sockets(), 0)?;
-        bench.start()?;
-        Ok((bench, kubelet))
-    }
-
-    fn sockets(&self) -> PathBuf {
-        self.dir.path().join("device-plugins")
-    }
-
-    fn config_file(&self) -> PathBuf {
-        self.dir.path().join("run/device-plugin/config.json")
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
-    }
-
-    /// Replaces the file as the config daemon does.
-    fn configure(&self, text: &str) -> Result<()> {
-        let file = self.config_file();
-        let fresh = file.with_extension("new");
-        fs::create_dir_all(file.parent().context("folder")?)?;
-        fs::write(&fresh, text)?;
-        Ok(fs::rename(&fresh, &file)?)
-    }
-
-    fn command(&self, arguments: &[&str]) -> Result<Command> {
-        let mut command = Command::new(binary()?);
-        command.arg("--config-file").arg(self.config_file()).arg("--root").arg(self.machine.path());
-        command.arg("--socket-dir").arg(self.sockets()).arg("--device-info-dir").arg(self.dir.path().join("devinfo"));
-        command.args(["-resource-prefix=openshift.io", "-v=10"]).args(arguments);
-        Ok(command)
-    }
-
-    fn start(&mut self) -> Result<()> {
-        let log = fs::File::options().create(true).append(true).open(self.dir.path().join("log"))?;
-        self.plugin = Some(self.command(&[])?.stderr(log).stdout(Stdio::null()).spawn()?);
-        Ok(())
-    }
-
-    fn run(&self, arguments: &[&str]) -> Result<Output> {
-        let mut child = self.command(arguments)?.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        end_of(&mut child)?;
-        Ok(child.wait_with_output()?)
-    }
-
-    fn process_id(&self) -> Result<u32> {
-        Ok(self.plugin.as_ref().context("the plugin was not started")?.id())
-    }
-
-    fn terminate(&mut self) -> Result<ExitStatus> {
-        let id = i32::try_from(self.process_id()?)?;
-        kill_process(Pid::from_raw(id).context("process id")?, Signal::TERM)?;
-        end_of(self.plugin.as_mut().context("the plugin was not started")?)
-    }
-
-    fn socket(&self, resource: &str) -> PathBuf {
-        self.sockets().join(format!("openshift.io_{resource}.sock"))
-    }
-
-    /// Binds a VF of the tree to another driver.
-    fn bind(&self, vf: &str, driver: Option<&str>) -> Result<()> {
-        let link = self.machine.path().join(format!("sys/bus/pci/devices/{vf}/driver"));
-        let _ = fs::remove_file(&link);
-        if let Some(driver) = driver {
-            symlink(format!("../../../../bus/pci/drivers/{driver}"), &link)?;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Bench {
-    fn drop(&mut self) {
-        if let Some(plugin) = &mut self.plugin {
-            let _ = plugin.kill();
-            let _ = plugin.wait();
-        }
-        if std::thread::panicking() {
-            eprintln!("the plugin's log:\n{}", self.log());
-        }
-    }
-}
-
-/// The product's binary, built once.
-fn binary() -> Result<PathBuf> {
-    static BINARY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let build = || product("sriov-device-plugin").map_err(|error| format!("{error:#}"));
-    BINARY.get_or_init(build).clone().map_err(Error::msg)
-}
-
-/// Waits for the process to end by itself.
-fn end_of(child: &mut Child) -> Result<ExitStatus> {
-    let deadline = Instant::now() + SOON;
-    while Instant::now() < deadline {
-        if let Some(status) = child.try_wait()? {
-            return Ok(status);
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    child.kill()?;
-    bail!("the plugin did not end within {SOON:?}")
-}
-
-fn pool(name: &str, indexes: &str, driver: &str) -> Value {
-    json!({ "resourceName": name, "selectors": [{ "rootDevices": [format!("0000:01:00.0#{indexes}")], "drivers": [driver] }] })
-}
-
-fn pools(pools: &[Value]) -> Value {
-    json!({ "resourceList": pools })
-}
+use sriov_tests::kubelet::{Kubelet, Resource};
+use sriov_tests::plugin::{Bench, VFS, names, pool, pools, until};
 
 fn has(ids: &[&str]) -> impl Fn(&Resource) -> bool {
     let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
@@ -367,7 +231,7 @@ fn fatal_errors_end_with_a_code_that_is_not_0_and_say_why() -> Result<()> {
     let bench = Bench::new()?;
     bench.configure(&pools(&[]).to_string())?;
     for (arguments, code, reason) in [
-        (&["-use-cdi"][..], 1, "--use-cdi is not implemented yet"),
+        (&["--http-address", "here"][..], 2, "http-address"),
         (&["-no-such-flag"], 2, "no-such-flag"),
         (&["--root", "/nonexistent"], 2, "cannot be used multiple times"),
     ] {
@@ -405,19 +269,60 @@ openshift.io/nics  0000:01:10.2  vfio-pci  -     driver vfio-pci is bound, expec
     Ok(())
 }
 
-/// Polls until the condition holds.
-fn until(condition: impl Fn() -> bool, describe: impl Fn() -> String) -> Result<()> {
-    let deadline = Instant::now() + SOON;
-    while !condition() {
-        ensure!(Instant::now() < deadline, "not within {SOON:?}: {}", describe());
-        std::thread::sleep(Duration::from_millis(5));
-    }
+#[tokio::test]
+async fn a_registration_that_is_refused_after_the_kubelet_connected_back_is_repeated() -> Result<()> {
+    let mut bench = Bench::new()?;
+    bench.configure(&pools(&[pool("nics", "0", "igbvf")]).to_string())?;
+    let kubelet = Kubelet::start(&bench.sockets(), 1)?;
+    kubelet.refuse_late(2);
+    bench.start()?;
+    kubelet.until_resource("openshift.io/nics", has(&VFS[..1])).await?;
+    assert_eq!((kubelet.refusals_left(), kubelet.late_refusals_left()), (0, 0));
+    assert!(bench.log().contains("the kubelet refused: not after all (Aborted)"), "{}", bench.log());
     Ok(())
 }
 
-/// The names in a folder, in order.
-fn names(folder: &Path) -> Result<Vec<String>> {
-    let mut names = fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect::<Result<Vec<_>>>()?;
-    names.sort();
-    Ok(names)
+#[tokio::test]
+async fn capacity_never_dips_while_one_instance_takes_over_from_another() -> Result<()> {
+    let (mut older, kubelet) = Bench::running(&pools(&[pool("nics", "0-3", "igbvf")]))?;
+    kubelet.until_resource("openshift.io/nics", has(&VFS)).await?;
+    for round in 2..5 {
+        let log = fs::File::options().append(true).open(older.dir.path().join("log"))?;
+        let newer = older.command(&[])?.stderr(log).spawn()?;
+        kubelet.until_resource("openshift.io/nics", |resource| resource.registrations == round && resource.healthy() == VFS).await?;
+        older.terminate()?;
+        older.plugin = Some(newer);
+        kubelet.allocate("openshift.io/nics", &[VFS[0]]).await?;
+        let nics = kubelet.now()["openshift.io/nics"].clone();
+        assert!(nics.watching && nics.healthy() == VFS, "{nics:?}");
+    }
+    let short: Vec<_> = kubelet.history("openshift.io/nics").into_iter().filter(|healthy| *healthy < VFS.len()).collect();
+    assert!(short.is_empty(), "the kubelet was told of fewer devices: {short:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn killed_at_any_moment_under_load_it_comes_back_and_gives_nothing_twice() -> Result<()> {
+    let (mut bench, kubelet) = Bench::running(&pools(&[pool("nics", "0-3", "igbvf")]))?;
+    kubelet.until_resource("openshift.io/nics", has(&VFS)).await?;
+    for pause in [0, 3, 11, 29, 53] {
+        let deadline = Instant::now() + Duration::from_millis(pause);
+        let mut given = 0;
+        while Instant::now() < deadline {
+            let answer = kubelet.allocate("openshift.io/nics", &[VFS[given % 4]]).await?;
+            assert_eq!(answer.envs["PCIDEVICE_OPENSHIFT_IO_NICS"], VFS[given % 4]);
+            given += 1;
+        }
+        let last = tokio::join!(kubelet.allocate("openshift.io/nics", &[VFS[0]]), async { bench.plugin.as_mut().map(std::process::Child::kill) }).0;
+        // Answered whole or not at all.
+        assert!(last.is_err() || last.is_ok_and(|answer| answer.envs.len() == 2));
+        bench.plugin.as_mut().context("plugin")?.wait()?;
+        let before = kubelet.now()["openshift.io/nics"].registrations;
+        bench.start()?;
+        kubelet.until_resource("openshift.io/nics", |resource| resource.registrations > before && resource.ids() == VFS).await?;
+        let left: Vec<_> = names(&bench.dir.path().join("devinfo")).unwrap_or_default();
+        assert!(left.iter().all(|name| name.ends_with("-device.json") || name.starts_with('.')), "{left:?}");
+        kubelet.allocate("openshift.io/nics", &[VFS[0]]).await?;
+    }
+    Ok(())
 }
