@@ -37,7 +37,7 @@ struct HostFolder {
     create: bool,
 }
 
-const FOLDERS: [HostFolder; 8] = [
+const FOLDERS: [HostFolder; 9] = [
     HostFolder { volume: "sys", path: "/sys", create: false },
     HostFolder { volume: "run", path: "/run/sriov-operator", create: true },
     HostFolder { volume: "records", path: "/etc/sriov-operator", create: true },
@@ -45,6 +45,7 @@ const FOLDERS: [HostFolder; 8] = [
     HostFolder { volume: "netns", path: "/run/netns", create: true },
     HostFolder { volume: "device-plugins", path: "/var/lib/kubelet/device-plugins", create: true },
     HostFolder { volume: "plugins-registry", path: "/var/lib/kubelet/plugins_registry", create: true },
+    HostFolder { volume: "pod-resources", path: "/var/lib/kubelet/pod-resources", create: true },
     HostFolder { volume: "device-info", path: "/var/run/k8s.cni.cncf.io/devinfo/dp", create: true },
 ];
 
@@ -172,8 +173,23 @@ fn config_daemon(added: Option<&BTreeMap<String, String>>, settings: &Settings) 
 }
 
 fn device_plugin(settings: &Settings) -> Container {
-    let command = ["/sriov-device-plugin", "--config-file", PLUGIN_CONFIG, "--resource-prefix", &settings.resource_prefix, "--root", "/host"];
+    let command = [
+        "/sriov-device-plugin",
+        "--config-file",
+        PLUGIN_CONFIG,
+        "--resource-prefix",
+        &settings.resource_prefix,
+        "--root",
+        "/host",
+        "--http-address",
+        "0.0.0.0:9808",
+    ];
+    // With these it knows which VFs pods have, and which pods those are.
+    let netns = VolumeMount { mount_propagation: Some("HostToContainer".to_owned()), ..mount("netns", "/host/run/netns", true) };
     let mounts = vec![
+        mount("cni-state", "/host/var/lib/cni/sriov", true),
+        netns,
+        mount("pod-resources", "/var/lib/kubelet/pod-resources", true),
         mount("sys", "/host/sys", true),
         mount("run", "/run/sriov-operator", true),
         mount("device-plugins", "/var/lib/kubelet/device-plugins", false),
