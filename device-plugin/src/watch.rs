@@ -212,11 +212,11 @@ fn readable(fd: BorrowedFd<'_>) -> io::Result<AsyncFd<OwnedFd>> {
 
 /// The one who is woken drains the socket, so that the readiness can be forgotten at once.
 async fn until_readable(fd: Option<&AsyncFd<OwnedFd>>) {
-    if let Some(Ok(mut ready)) = match fd {
-        Some(fd) => Some(fd.readable().await),
-        None => std::future::pending().await,
-    } {
-        ready.clear_ready();
+    let Some(fd) = fd else { return std::future::pending().await };
+    match fd.readable().await {
+        Ok(mut ready) => ready.clear_ready(),
+        // The runtime is ending.
+        Err(_) => std::future::pending().await,
     }
 }
 

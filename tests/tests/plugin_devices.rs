@@ -6,11 +6,12 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::symlink;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use serde_json::{Value, json};
-use sriov_host::netns::NetNs;
 use sriov_host::testing::new_netns;
 use sriov_tests::kubelet::{Kubelet, Resource};
 use sriov_tests::plugin::{Bench, VFS, pool, pools, until};
@@ -27,8 +28,14 @@ fn healthy(ids: &[&str]) -> impl Fn(&Resource) -> bool {
 
 /// A pod's claim on a VF, as the CNI leaves it: a journal, and a network namespace.
 struct Claim {
-    journal: std::path::PathBuf,
-    _netns: NetNs,
+    journal: PathBuf,
+    mount: PathBuf,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let _ = unmount(&self.mount, UnmountFlags::DETACH);
+    }
 }
 
 impl Claim {
@@ -39,13 +46,14 @@ impl Claim {
         let journal = root.join(format!("var/lib/cni/sriov/v1/{vf}.json"));
         fs::create_dir_all(root.join("run/netns"))?;
         fs::create_dir_all(journal.parent().context("folder")?)?;
-        // The runtime mounts the namespace there; a link to the open file is followed like a mount.
-        let open = format!("/proc/{}/fd/{}", std::process::id(), netns.as_fd().as_raw_fd());
-        symlink(open, root.join(format!("run/netns/{vf}")))?;
+        // As the runtime does. (A link to the open file would not do: the plugin may not look into other processes.)
+        let mount = root.join(format!("run/netns/{vf}"));
+        fs::write(&mount, "")?;
+        mount_bind(format!("/proc/self/fd/{}", netns.as_fd().as_raw_fd()), &mount)?;
         let owner = json!({ "containerId": "abc", "netnsPath": format!("/run/netns/{vf}"), "netnsDev": id.dev, "netnsInode": id.ino });
         fs::write(journal.with_extension("new"), json!({ "version": 1, "vf": vf, "owner": owner }).to_string())?;
         fs::rename(journal.with_extension("new"), &journal)?;
-        Ok(Self { journal, _netns: netns })
+        Ok(Self { journal, mount })
     }
 
     fn end(self) -> Result<()> {
