@@ -107,7 +107,7 @@ impl Claims {
         let Ok(name) = path.strip_prefix("/run/netns").or_else(|_| path.strip_prefix("run/netns")) else { return false };
         let path = self.netns.join(name);
         let Ok(metadata) = fs::metadata(&path) else { return false };
-        let is_namespace = rustix::fs::statfs(&path).is_ok_and(|fs| i64::from(fs.f_type) == NSFS_MAGIC);
+        let is_namespace = rustix::fs::statfs(&path).is_ok_and(|fs| fs.f_type == NSFS_MAGIC);
         is_namespace && identity.is_none_or(|identity| identity == (metadata.dev(), metadata.ino()))
     }
 }

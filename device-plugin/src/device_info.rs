@@ -17,7 +17,7 @@ use crate::claims::split_info_name;
 use crate::pool::PoolName;
 
 /// A file younger than this may belong to an allocation that the kubelet has not counted yet.
-const YOUNG: Duration = Duration::from_secs(60);
+const YOUNG: Duration = Duration::from_mins(1);
 
 /// A device-info file that could not be written.
 #[derive(Debug, thiserror::Error)]

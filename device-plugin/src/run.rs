@@ -85,17 +85,17 @@ pub async fn run(settings: Settings, node: Arc<Node>, pods: Option<PodResources>
         let mut loaded = false;
         tokio::select! {
             () = &mut stop => break,
-            changed = config_folder.changed() => {
-                changed?;
+            told = config_folder.changed() => {
+                told?;
                 loaded = plugin.load();
             }
             () = events.ready() => {}
-            changed = journals.changed() => {
-                changed?;
+            told = journals.changed() => {
+                told?;
                 changes.claims = true;
             }
-            changed = socket_folder.changed() => {
-                changed?;
+            told = socket_folder.changed() => {
+                told?;
                 plugin.serve_sockets();
             }
         }
