@@ -130,7 +130,7 @@ impl Route {
     pub fn vf_counters(&self, pf_ifindex: u32) -> Result<Vec<(VfIndex, VfCounters)>, NetlinkError> {
         let mask = LinkAttribute::ExtMask(vec![LinkExtentMask::Vf]);
         let subject = Subject::new("read the counters of the VFs", format!("ifindex {pf_ifindex}"));
-        let replies = self.socket.request(&subject, 0, &Message::GetLink(link::message(pf_ifindex, vec![mask])))?;
+        let replies = self.socket.request(&subject, 0, &Message(RTM_GETLINK, link::message(pf_ifindex, vec![mask])))?;
         Ok(replies.first().map(|reply| vf_info::parse_counters(link::attributes(&reply.payload))).unwrap_or_default())
     }
 
