@@ -62,6 +62,14 @@ pub mod network {
     pub const NAMESPACE_NOT_FOUND: &str = "NamespaceNotFound";
 }
 
+/// Reasons on a rule of namespaces.
+pub mod namespace_rule {
+    /// The webhook holds it.
+    pub const ENFORCED: &str = "Enforced";
+    /// The webhook is switched off.
+    pub const WEBHOOK_OFF: &str = "WebhookOff";
+}
+
 /// Reasons on the operator configuration.
 pub mod operator_config {
     /// Everything is deployed as asked.

@@ -6,6 +6,8 @@ use kube::Client;
 use kube::runtime::events::{Recorder, Reporter};
 use sriov_crds::keys::FIELD_MANAGER;
 
+use crate::admission;
+
 /// Given to every controller.
 pub struct Context {
     /// Speaks to the API server.
@@ -31,6 +33,8 @@ pub struct Settings {
     pub image_pull_secrets: Vec<String>,
     /// How long a node state is kept when its node is not selected any more; zero deletes at once.
     pub stale_state_delay: Duration,
+    /// Of the admission server.
+    pub admission: admission::Settings,
 }
 
 impl Context {

@@ -5,6 +5,7 @@
 //! `report` (conditions and events). Watches feed [`cache::Cache`]s, their changes feed a [`queue`] of keys, and a key is reconciled from what
 //! the caches say now, never from why it was queued. Nothing polls, and nothing here touches a machine: the operator links no `host`.
 
+pub mod admission;
 pub mod cache;
 pub mod context;
 pub mod lease;

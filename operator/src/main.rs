@@ -1,6 +1,7 @@
 //! I/O: arguments, logging, leader election, start and stop. No logic of the operator itself.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -9,7 +10,7 @@ use futures::future::{Either, select};
 use kube::{Api, Client, Config};
 use sriov_operator::context::{Context, Settings};
 use sriov_operator::lease::Leadership;
-use sriov_operator::{network, node_policy, operator_config};
+use sriov_operator::{admission, network, node_policy, operator_config};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -53,6 +54,8 @@ struct Run {
     /// Name of this process in the leader election; must differ between processes.
     #[arg(long, env = "POD_NAME")]
     identity: Option<String>,
+    #[command(flatten)]
+    admission: admission::Settings,
 }
 
 fn main() -> Result<()> {
@@ -75,10 +78,14 @@ async fn start(run: Run) -> Result<()> {
         cni_bin_path: run.cni_bin_path,
         image_pull_secrets: run.image_pull_secrets.into_iter().filter(|name| !name.is_empty()).collect(),
         stale_state_delay: Duration::from_secs(minutes.saturating_mul(60)),
+        admission: run.admission,
     };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), ?settings, identity, "operator started");
     let mut leadership = Leadership::new(Api::namespaced(client.clone(), &settings.namespace), "sriov-network-operator", &identity);
-    let context = Context::new(client, settings, &identity);
+    let context = Arc::new(Context::new(client, settings, &identity));
+    // Each replica answers, whoever leads.
+    let (serve, served) = tokio::sync::oneshot::channel::<()>();
+    let serving = tokio::spawn(admission::serve(Arc::clone(&context), async { served.await.unwrap_or_default() }));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let stop = pin!(async {
@@ -93,6 +100,8 @@ async fn start(run: Run) -> Result<()> {
     };
     tracing::info!("operator stops");
     leadership.release().await;
+    drop(serve);
+    serving.await.context("the admission server broke down")?;
     result
 }
 
@@ -108,5 +117,5 @@ async fn lead(context: &Context, leadership: &mut Leadership) -> Result<()> {
 }
 
 async fn work(context: &Context) {
-    futures::join!(node_policy::run(context), network::run(context), operator_config::run(context));
+    futures::join!(node_policy::run(context), network::run(context), operator_config::run(context), admission::run(context));
 }

@@ -115,12 +115,7 @@ fn gather(context: &Context, caches: &Caches) -> Result<Option<SriovOperatorConf
 /// Settings that this version does not carry out.
 fn validate(spec: Option<&SriovOperatorConfigSpec>) -> Vec<&'static str> {
     let Some(spec) = spec else { return vec![] };
-    let wanted = [
-        ("enableInjector", spec.enable_injector),
-        ("enableOperatorWebhook", spec.enable_operator_webhook),
-        ("configurationMode systemd", spec.configuration_mode.as_deref() == Some("systemd")),
-        ("useCDI", spec.use_cdi),
-    ];
+    let wanted = [("configurationMode systemd", spec.configuration_mode.as_deref() == Some("systemd")), ("useCDI", spec.use_cdi)];
     wanted.into_iter().filter(|(_, wanted)| *wanted).map(|(name, _)| name).collect()
 }
 

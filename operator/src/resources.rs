@@ -42,6 +42,16 @@ impl RequestFailed {
     }
 }
 
+impl RequestFailed {
+    /// What the API server said when it would not take the object as it is: a schema, a webhook or a right is in the way, not the moment.
+    pub fn refusal(&self) -> Option<&str> {
+        match self.cause.as_ref() {
+            kube::Error::Api(status) if matches!(status.code, 400 | 403 | 422) => Some(&status.message),
+            _ => None,
+        }
+    }
+}
+
 impl Retryable for RequestFailed {
     fn retry(&self) -> Retry {
         Retry::Backoff

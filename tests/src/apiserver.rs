@@ -232,6 +232,8 @@ impl ApiServer {
             ("POD_NAME", name),
             ("SRIOV_NETWORK_CONFIG_DAEMON_IMAGE", "localhost/sriov-node:test"),
             ("RUST_LOG", "info,kube=warn"),
+            // Several run on one machine.
+            ("WEBHOOK_ADDRESS", "127.0.0.1:0"),
         ];
         variables.extend_from_slice(environment);
         let arguments = ["run".to_owned(), "--namespace".to_owned(), "sriov-network-operator".to_owned()];

@@ -276,6 +276,7 @@ mod tests {
             cni_bin_path: "/usr/libexec/cni".into(),
             image_pull_secrets: input.image_pull_secrets.clone(),
             stale_state_delay: Duration::ZERO,
+            admission: crate::admission::Settings::for_tests(),
         };
         build(input.config.as_ref(), &settings)
     }
