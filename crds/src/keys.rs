@@ -36,7 +36,8 @@ pub const REBOOT_REQUIRED: &str = "Reboot_Required";
 pub const DRAINING: &str = "Draining";
 /// Value of [`CURRENT_STATE`]: the pods are gone; the daemon may go on.
 pub const DRAIN_COMPLETE: &str = "DrainComplete";
-
+/// On a node, ours: `"true"` says that the operator made it unschedulable, so that a user's own cordon is never taken back.
+pub const CORDONED: &str = "sriovnetwork.openshift.io/cordoned";
 /// On a NAD: `Kind.group/namespace/name` of the network object that it was rendered from.
 pub const NAD_OWNER_REF: &str = "sriovnetwork.openshift.io/owner-ref";
 /// On a NAD: the extended resource whose devices it hands out (read by Multus).
