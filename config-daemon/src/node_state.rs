@@ -258,7 +258,12 @@ impl Daemon {
     fn earlier(&self, object: &Seen) -> SriovNetworkNodeStateStatus {
         match &self.published {
             Some((uid, status)) if *uid == object.uid => status.clone(),
-            _ => object.status.clone(),
+            _ => {
+                let mut status = object.status.clone();
+                // The operator's: repeated by the daemon it would never go away.
+                status.conditions.retain(|condition| condition.type_ != sriov_crds::conditions::DRAINED);
+                status
+            }
         }
     }
 

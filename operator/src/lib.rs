@@ -8,10 +8,14 @@
 pub mod admission;
 pub mod cache;
 pub mod context;
+pub mod drain;
+pub mod fleet;
 pub mod lease;
+pub mod metrics;
 pub mod network;
 pub mod node_policy;
 pub mod operator_config;
+pub mod probes;
 pub mod queue;
 pub mod resources;
 

@@ -120,7 +120,7 @@ async fn serve<N: Network>(context: &Context, shared: &Shared, kind: &Kind<N>, r
     let reconcile_all = async {
         kind.objects.ready().await;
         shared.namespaces.ready().await;
-        requests.serve(CONCURRENCY, |key| reconcile(context, shared, kind, key)).await;
+        requests.measured(context.metrics.meter("network")).serve(CONCURRENCY, |key| reconcile(context, shared, kind, key)).await;
     };
     futures::join!(follow, reconcile_all);
 }

@@ -153,6 +153,8 @@ mod tests {
             image_pull_secrets: vec![],
             stale_state_delay: Duration::ZERO,
             admission: crate::admission::Settings::for_tests(),
+            drain_timeout: Duration::from_secs(900),
+            external_drainer: false,
         }
     }
 
