@@ -15,6 +15,15 @@ pub fn command_line(host: &Host) -> Result<String, SysfsError> {
     }
 }
 
+/// Which boot of the machine this is: another text after each. Without `/proc` below the root this process's own is read, as for the command line.
+pub fn boot_id(host: &Host) -> Result<String, SysfsError> {
+    const PATH: &str = "/proc/sys/kernel/random/boot_id";
+    match host.sysfs().read_opt(PATH)? {
+        Some(id) => Ok(id),
+        None => Sysfs::new("/").read(PATH),
+    }
+}
+
 /// Whether an IOMMU translates, and the command line to tell what is missing on it. Both folders must have an entry: with the IOMMU
 /// switched off in firmware or on the command line the kernel leaves one or both empty.
 pub fn iommu(host: &Host) -> Result<Iommu, SysfsError> {

@@ -22,6 +22,7 @@ pub mod mac;
 pub mod module;
 pub mod netlink;
 pub mod netns;
+pub mod nic;
 pub mod pci;
 pub mod rate;
 pub mod sriov;
