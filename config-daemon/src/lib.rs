@@ -7,20 +7,30 @@
 //! ```
 //!
 //! What lives here: the wish (`desired`), the machine (`observed`, `machine`), the difference (`plan`), doing it (`apply`), telling it (`status`
-//! to the cluster, `pools` to the device plugin), what is kept on disk (`store`), and the loop around all of it (`node_state`).
+//! and `situation` to the cluster, `pools` to the device plugin, `metrics` and `health` to who watches), asking for the node (`handshake`) and
+//! rebooting it (`reboot`), what is kept on disk (`store`), and the loop around all of it (`node_state`).
 //!
 //! What never lives here: rendering policies (operator), handing VFs to pods (device plugin, CNI), opening files of the machine (`sriov-host`).
 //!
 //! Invariant: PFs that no policy asks for and that we did not configure are never touched, and a VF that a pod uses is never touched.
 
 pub mod apply;
+pub mod boot;
 pub mod desired;
+pub mod doctor;
+pub mod handshake;
+pub mod health;
 pub mod install;
 pub mod machine;
+pub mod metrics;
 pub mod node_state;
 pub mod observed;
 pub mod plan;
 pub mod pools;
+pub mod reboot;
+pub mod situation;
 pub mod status;
 pub mod store;
 pub mod table;
+pub mod udev;
+pub mod wish;

@@ -1,23 +1,33 @@
 //! I/O: the command line. No logic: each command reads its input, calls the library and prints.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use serde::Deserialize;
 use sriov_config_daemon::apply::apply;
+use sriov_config_daemon::boot::{install_unit, restore};
 use sriov_config_daemon::desired::Desired;
+use sriov_config_daemon::doctor::diagnose;
+use sriov_config_daemon::health::{CountRequests, serve};
 use sriov_config_daemon::install::install;
 use sriov_config_daemon::machine::Machine as _;
 use sriov_config_daemon::machine::linux::Linux;
-use sriov_config_daemon::node_state;
+use sriov_config_daemon::metrics::Metrics;
+use sriov_config_daemon::node_state::{self, Settings};
+use sriov_config_daemon::observed::Observed;
 use sriov_config_daemon::plan::plan;
+use sriov_config_daemon::reboot::Rebooter;
+use sriov_config_daemon::situation::DriftPolicy;
 use sriov_config_daemon::store::Store;
 use sriov_config_daemon::table::table;
-use sriov_crds::SriovNetworkNodeStateSpec;
+use sriov_config_daemon::wish;
+use sriov_host::Host;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
@@ -41,14 +51,27 @@ enum Command {
         #[arg(short, long, value_enum, default_value_t = Output::Table)]
         output: Output,
     },
-    /// Show what would be done to this machine, and do nothing. Needs no cluster.
-    Plan(Wish),
-    /// Do what a node state asks of this machine. Needs no cluster.
-    Apply(Wish),
+    /// Show what would be done to this machine, and do nothing. Needs no cluster and no root.
+    Plan(WishArgs),
+    /// Do what policies or a node state ask of this machine. Needs no cluster.
+    Apply(ApplyArgs),
+    /// Say what keeps this machine from having VFs, and what to do about it. Needs no cluster and no root.
+    Doctor {
+        #[command(flatten)]
+        machine: MachineArgs,
+    },
     /// Take back everything that was done to this machine: VFs, MTUs, records. Needs no cluster.
     Reset {
         #[command(flatten)]
         machine: MachineArgs,
+    },
+    /// Put the unit of systemd mode, and the program that it runs, onto the host below --root.
+    InstallUnit {
+        #[command(flatten)]
+        machine: MachineArgs,
+        /// The program.
+        #[arg(long)]
+        from: PathBuf,
     },
     /// Copy the CNI plugin to where the container runtime looks for it, unless it is there.
     InstallCni {
@@ -81,15 +104,58 @@ struct Run {
     /// The operator's namespace.
     #[arg(long, env = "NAMESPACE")]
     namespace: String,
+    /// Where /metrics, /healthz and /readyz are served; nothing is when it is not given.
+    #[arg(long, env = "HTTP_BIND_ADDRESS")]
+    http_bind_address: Option<SocketAddr>,
+    /// "TRUE" lets every NIC be configured, also one that the ConfigMap supported-nic-ids does not list.
+    #[arg(long, env = "DEV_MODE", default_value = "")]
+    dev_mode: String,
+    /// What happens when somebody changes the machine after it was configured.
+    #[arg(long, env = "SRIOV_DRIFT_POLICY", value_enum, default_value_t = Drift::Repair)]
+    drift: Drift,
+    /// "systemd" lets the unit of systemd mode apply at boot what this node was last asked for.
+    #[arg(long, env = "CONFIGURATION_MODE", default_value = "daemon")]
+    configuration_mode: String,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Drift {
+    /// It is changed back, as far as that disturbs nobody.
+    Repair,
+    /// It stays so and is reported, until the wish changes or the daemon is started again.
+    Report,
 }
 
 #[derive(Debug, Args)]
-struct Wish {
+struct WishArgs {
     #[command(flatten)]
     machine: MachineArgs,
-    /// A SriovNetworkNodeState as YAML or JSON; "-" is standard input.
+    /// SriovNetworkNodePolicies (several documents or a List) or one SriovNetworkNodeState, as YAML or JSON; "-" is standard input.
     #[arg(short, long)]
     file: PathBuf,
+    #[command(flatten)]
+    choice: Choice,
+}
+
+#[derive(Debug, Args)]
+struct ApplyArgs {
+    #[command(flatten)]
+    machine: MachineArgs,
+    /// SriovNetworkNodePolicies (several documents or a List) or one SriovNetworkNodeState, as YAML or JSON; "-" is standard input.
+    #[arg(short, long, required_unless_present = "systemd")]
+    file: Option<PathBuf>,
+    /// Apply what this machine was last asked for by its cluster, as at boot.
+    #[arg(long, conflicts_with = "file")]
+    systemd: bool,
+    #[command(flatten)]
+    choice: Choice,
+}
+
+#[derive(Debug, Args)]
+struct Choice {
+    /// Labels of the node that policies are chosen for, as key=value; without them every policy counts.
+    #[arg(long, value_delimiter = ',')]
+    labels: Option<Vec<String>>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -97,12 +163,6 @@ enum Output {
     Table,
     Json,
     Yaml,
-}
-
-/// The part of a SriovNetworkNodeState that is a wish.
-#[derive(Deserialize)]
-struct NodeStateFile {
-    spec: SriovNetworkNodeStateSpec,
 }
 
 fn main() -> ExitCode {
@@ -121,16 +181,27 @@ fn perform(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(args) => run(&args),
         Command::Observe { machine, output } => observe(&machine, output),
-        Command::Plan(wish) => {
-            let desired = wish.read()?;
-            print(&plan(&desired, &wish.machine.open().observe()?).to_string())
+        Command::Plan(args) => {
+            let observed = args.machine.open().observe()?;
+            let desired = read_wish(&args.file, &args.choice, &observed)?;
+            print(&plan(&desired, &observed).to_string())
         }
-        Command::Apply(wish) => {
-            let desired = wish.read()?;
-            converge(&wish.machine.open(), &desired)
-        }
+        Command::Apply(args) => match &args.file {
+            Some(file) => {
+                let machine = args.machine.open();
+                let desired = read_wish(file, &args.choice, &machine.observe()?)?;
+                converge(&machine, &desired)
+            }
+            None => restore_kept(&args.machine),
+        },
+        Command::Doctor { machine } => doctor(&machine),
         // "Rendered, and nothing wanted" is the wish that gives every PF up.
         Command::Reset { machine } => converge(&machine.open(), &Desired { rendered: true, ..Desired::default() }),
+        Command::InstallUnit { machine, from } => {
+            let changed = install_unit(&from, &machine.root)?;
+            info!("the unit of systemd mode {}", if changed { "was put in place" } else { "is in place already" });
+            Ok(ExitCode::SUCCESS)
+        }
         Command::InstallCni { from, to } => {
             let copied = install(&from, &to)?;
             info!("{} {}", to.display(), if copied { "installed" } else { "is installed already" });
@@ -148,9 +219,54 @@ fn observe(machine: &MachineArgs, output: Output) -> anyhow::Result<ExitCode> {
     })
 }
 
+/// Exits with 1 when something keeps a NIC from having VFs.
+fn doctor(machine: &MachineArgs) -> anyhow::Result<ExitCode> {
+    let linux = machine.open();
+    let observed = Observed { supported_nics: linux.store().kept_nics()?, ..linux.observe()? };
+    let findings = diagnose(&observed, &sriov_host::nic::platform(&Host::at(&machine.root)));
+    let mut text: String = findings.iter().map(|finding| format!("{finding}\n")).collect();
+    if findings.is_empty() {
+        text.push_str("nothing stands in the way of VFs on this machine\n");
+    }
+    print(&text)?;
+    Ok(if findings.iter().any(|finding| finding.blocks) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Exits with 0 when the machine is as it was last asked to be, or was never asked.
+fn restore_kept(machine: &MachineArgs) -> anyhow::Result<ExitCode> {
+    let Some(restored) = restore(&machine.open())? else {
+        info!("no wish was kept on this machine, so nothing is changed");
+        return Ok(ExitCode::SUCCESS);
+    };
+    let failure = restored.failure();
+    info!("{} steps done{}", restored.done, if failure.is_empty() { String::new() } else { format!("; {failure}") });
+    Ok(if failure.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn read_wish(file: &Path, choice: &Choice, observed: &Observed) -> anyhow::Result<Desired> {
+    let text = if file == Path::new("-") { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(file) };
+    let text = text.with_context(|| format!("failed to read {}", file.display()))?;
+    let wish = wish::read(&text, choice.labels()?.as_ref(), observed).with_context(|| format!("{} is not understood", file.display()))?;
+    for note in wish.notes {
+        tracing::warn!("{note}");
+    }
+    Ok(wish.desired)
+}
+
+impl Choice {
+    fn labels(&self) -> anyhow::Result<Option<BTreeMap<String, String>>> {
+        let pair = |text: &String| {
+            let (key, value) = text.split_once('=').with_context(|| format!("--labels {text:?}: expected key=value"))?;
+            Ok((key.to_owned(), value.to_owned()))
+        };
+        self.labels.as_ref().map(|labels| labels.iter().map(pair).collect()).transpose()
+    }
+}
+
 /// Exits with 0 when nothing is left to do, with 1 when something was refused or failed.
 fn converge(machine: &Linux, desired: &Desired) -> anyhow::Result<ExitCode> {
     let planned = plan(desired, &machine.observe()?);
+    machine.store().write_rules(desired)?;
     let outcome = apply(machine, &planned);
     let residual = plan(desired, &machine.observe()?);
     let mut text = format!("{} of {} steps done\n", outcome.done, planned.steps.len());
@@ -168,10 +284,21 @@ fn run(args: &Run) -> anyhow::Result<ExitCode> {
     let ended = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let client = kube::Client::try_default().await.context("failed to find the cluster (in-cluster service account or KUBECONFIG)")?;
+        let metrics = Arc::new(Metrics::default());
+        let config = kube::Config::infer().await.context("failed to find the cluster (in-cluster service account or KUBECONFIG)")?;
+        let client = kube::client::ClientBuilder::try_from(config)?.with_layer(&CountRequests(Arc::clone(&metrics))).build();
         info!("following node state {} in namespace {}", args.node_name, args.namespace);
+        let served = async {
+            match args.http_bind_address {
+                Some(address) => serve(address, Arc::clone(&metrics)).await,
+                None => std::future::pending().await,
+            }
+        };
+        let machine = args.machine.open();
+        machine.store().set_systemd_mode(args.configuration_mode == "systemd")?;
         tokio::select! {
-            ended = node_state::run(client, &args.namespace, &args.node_name, args.machine.open()) => ended.map_err(anyhow::Error::from),
+            ended = node_state::run(client, args.settings(), machine, Arc::clone(&metrics)) => ended.map_err(anyhow::Error::from),
+            ended = served => ended.map_err(anyhow::Error::from),
             _ = terminate.recv() => Ok(()),
             _ = interrupt.recv() => Ok(()),
         }
@@ -181,18 +308,24 @@ fn run(args: &Run) -> anyhow::Result<ExitCode> {
     ended.map(|()| ExitCode::SUCCESS)
 }
 
-impl MachineArgs {
-    fn open(&self) -> Linux {
-        Linux::new(&self.root, Store::new(&self.root, &self.pools_file))
+impl Run {
+    fn settings(&self) -> Settings {
+        Settings {
+            namespace: self.namespace.clone(),
+            node: self.node_name.clone(),
+            every_nic: self.dev_mode == "TRUE",
+            drift: match self.drift {
+                Drift::Repair => DriftPolicy::Repair,
+                Drift::Report => DriftPolicy::Report,
+            },
+            rebooter: Rebooter::new(&self.machine.root),
+        }
     }
 }
 
-impl Wish {
-    fn read(&self) -> anyhow::Result<Desired> {
-        let text = if self.file == Path::new("-") { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(&self.file) };
-        let text = text.with_context(|| format!("failed to read {}", self.file.display()))?;
-        let file: NodeStateFile = serde_saphyr::from_str(&text).with_context(|| format!("{} is not a SriovNetworkNodeState", self.file.display()))?;
-        Ok(Desired::read(&file.spec))
+impl MachineArgs {
+    fn open(&self) -> Linux {
+        Linux::new(&self.root, Store::new(&self.root, &self.pools_file))
     }
 }
 

@@ -1,28 +1,27 @@
 //! I/O: the daemon: node state -> wish -> plan -> steps -> status, whenever the cluster or the machine says that something changed.
 //!
-//! What lives here: the loop, its waits, what is published when. What does not: deciding (`plan`), doing (`apply`), wording (`status`).
+//! What lives here: the loop, its waits, what follows what. What does not: deciding (`plan`, `handshake`), doing (`apply`, `reboot`), wording
+//! (`status`, `situation`), writing to the cluster (`publish`).
 //!
 //! Guarantees:
 //! - A round depends only on the wish and the machine, never on why it runs, so that lost events, restarts and kills do no harm.
 //! - The plan is published before it runs. A change costs at most two status writes, none when the status would stay the same.
 //! - VFs leave the device plugin's pools before they are changed and enter them when they are ready.
-//! - Without an API server the last wish holds; a deleted or not yet rendered node state changes nothing.
+//! - Without an API server the last wish holds, also over a restart; a deleted or not yet rendered node state changes nothing.
+//! - An idle daemon waits: no timer runs unless something is left to do.
 
 pub(crate) mod events;
 pub(crate) mod inputs;
+mod publish;
 pub(crate) mod retry;
 
-use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ConfigMap;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use k8s_openapi::jiff::Timestamp;
-use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
-use serde_json::json;
-use sriov_crds::node_state::{SriovNetworkNodeState, SriovNetworkNodeStateSpec, SriovNetworkNodeStateStatus};
+use sriov_crds::node_state::{SriovNetworkNodeState, SriovNetworkNodeStateSpec};
+use sriov_crds::operator_config::SriovOperatorConfig;
 use tokio::sync::watch;
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -30,22 +29,23 @@ use tracing::{debug, info, warn};
 
 use crate::apply::{Outcome, apply};
 use crate::desired::Desired;
+use crate::handshake::{self, Heard, Move, Need};
 use crate::machine::linux::Linux;
 use crate::machine::{Machine, ObserveError};
+use crate::metrics::{Metrics, Phase as Timed};
 use crate::observed::{Observed, SupportedNics};
 use crate::plan::refusal::Reason;
 use crate::plan::{Plan, plan};
-use crate::pools::pools;
-use crate::status::{Phase, Report, status, unobserved};
+use crate::pools::{Pools, pools};
+use crate::reboot::Rebooter;
+use crate::situation::{DriftPolicy, Happening, Situation, moved, performed};
+use crate::status::Phase;
 use events::Events;
 use inputs::{Inputs, Seen};
-use retry::{Backoff, Retry};
+use publish::Publisher;
+use retry::{Backoff, Retry, random};
 
-/// Field manager of the status.
-const FIELD_MANAGER: &str = "sriov-network-config-daemon";
-/// Longest wait for one status write. Work on the machine does not wait for an API server that is away.
-const PUBLISH_DEADLINE: Duration = Duration::from_secs(10);
-/// Longest wait for the first words of the cluster before the first status is published without them.
+/// Longest wait for the first words of the cluster before the first round is made without them.
 const FIRST_WORDS: Duration = Duration::from_secs(3);
 
 /// Why the daemon ended.
@@ -62,24 +62,50 @@ pub enum RunError {
     TaskLost(#[from] JoinError),
 }
 
+/// What the daemon is told on its command line.
+#[derive(Debug)]
+pub struct Settings {
+    /// The operator's namespace.
+    pub namespace: String,
+    /// This node.
+    pub node: String,
+    /// Every NIC may be configured, also one that `supported-nic-ids` does not list.
+    pub every_nic: bool,
+    /// What happens when somebody changes the machine.
+    pub drift: DriftPolicy,
+    /// How the machine is rebooted.
+    pub rebooter: Rebooter,
+}
+
 /// Runs until an error that a restart may cure.
-pub async fn run(client: Client, namespace: &str, node: &str, machine: Linux) -> Result<(), RunError> {
+pub async fn run(client: Client, settings: Settings, machine: Linux, metrics: Arc<Metrics>) -> Result<(), RunError> {
     let events = Events::listen(&machine.store().pod_folders())?;
     let (sender, inputs) = watch::channel(Inputs::default());
+    let namespace = settings.namespace.as_str();
     let api: Api<SriovNetworkNodeState> = Api::namespaced(client.clone(), namespace);
-    let nics: Api<ConfigMap> = Api::namespaced(client, namespace);
+    let nics: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+    let configs: Api<SriovOperatorConfig> = Api::namespaced(client.clone(), namespace);
+    let node = settings.node.clone();
     let watches = async {
-        tokio::join!(inputs::watch_node_state(api.clone(), node.to_owned(), sender.clone()), inputs::watch_supported_nics(nics, sender.clone()))
+        tokio::join!(
+            inputs::watch_node_state(api.clone(), node, sender.clone()),
+            inputs::watch_supported_nics(nics, sender.clone()),
+            inputs::watch_operator_config(configs, sender.clone())
+        )
     };
+    let publisher = Publisher::new(client, api.clone(), &settings.node, Arc::clone(&metrics));
     let daemon = Daemon {
         machine: Arc::new(machine),
-        api: api.clone(),
-        node: node.to_owned(),
         inputs,
         events,
         wish: None,
-        published: None,
+        nics: None,
+        publisher,
         backoff: Backoff::default(),
+        settled: None,
+        drift: None,
+        settings,
+        metrics,
     };
     tokio::select! {
         ended = daemon.run() => ended,
@@ -89,28 +115,44 @@ pub async fn run(client: Client, namespace: &str, node: &str, machine: Linux) ->
 
 struct Daemon {
     machine: Arc<Linux>,
-    api: Api<SriovNetworkNodeState>,
-    node: String,
     inputs: watch::Receiver<Inputs>,
     events: Events,
     /// The last rendered wish, which holds while the object is gone.
     wish: Option<SriovNetworkNodeStateSpec>,
-    /// What the object with this uid says by our last write.
-    published: Option<(String, SriovNetworkNodeStateStatus)>,
+    /// The supported NICs that were kept, until the cluster tells them.
+    nics: Option<SupportedNics>,
+    publisher: Publisher,
     backoff: Backoff,
+    /// The wish that the machine was last found to be as, with nothing left to do.
+    settled: Option<SriovNetworkNodeStateSpec>,
+    /// What was changed since, with that wish.
+    drift: Option<(SriovNetworkNodeStateSpec, Vec<String>)>,
+    settings: Settings,
+    metrics: Arc<Metrics>,
 }
 
 /// What a round ends with: the worst thing that is left.
 type RoundEnd = Option<Retry>;
 
+/// What a round is about.
+struct Round<'a> {
+    object: Option<&'a Seen>,
+    desired: &'a Desired,
+    nics: Option<&'a SupportedNics>,
+    drains: Option<bool>,
+}
+
 impl Daemon {
     async fn run(mut self) -> Result<(), RunError> {
-        // Not reached in time: the first round says so in the status, or there is no object to say it in.
-        let complete = |inputs: &Inputs| inputs.node_state.is_some() && inputs.nics.is_some();
+        self.recall();
+        // Not reached in time: the first round is made with what was kept, or says what it waits for.
+        let complete = |inputs: &Inputs| inputs.node_state.is_some() && inputs.nics.is_some() && inputs.drains.is_some();
         _ = timeout(FIRST_WORDS, self.inputs.wait_for(complete)).await;
         loop {
             self.inputs.mark_unchanged();
+            self.metrics.begin();
             let end = self.round().await?;
+            self.metrics.end();
             let again = match end {
                 None => {
                     self.backoff.reset();
@@ -123,6 +165,14 @@ impl Daemon {
                 }
             };
             self.wait(again).await?;
+        }
+    }
+
+    /// Takes up what an earlier process kept, so that a machine without its API server is as it was asked to be.
+    fn recall(&mut self) {
+        match (self.machine.store().kept_wish(), self.machine.store().kept_nics()) {
+            (Ok(wish), Ok(nics)) => (self.wish, self.nics) = (wish.filter(|spec| Desired::read(spec).rendered), nics),
+            (Err(error), _) | (_, Err(error)) => warn!("{error}"),
         }
     }
 
@@ -151,34 +201,56 @@ impl Daemon {
     async fn round(&mut self) -> Result<RoundEnd, RunError> {
         let inputs = self.inputs.borrow().clone();
         let object = inputs.node_state.as_ref();
-        let (desired, waiting_for) = self.desired(&inputs);
-        let observed = match self.observe(inputs.nics.clone()).await? {
+        let nics = self.supported_nics(&inputs);
+        let (desired, waiting_for) = self.desired(&inputs, nics.is_some() || self.settings.every_nic);
+        let nics = if self.settings.every_nic { None } else { nics };
+        let round = Round { object, desired: &desired, nics: nics.as_ref(), drains: inputs.drains };
+        let observed = match self.observe(round.nics).await? {
             Ok(observed) => observed,
             Err(error) => return Ok(Some(self.cannot_observe(object, &error).await)),
         };
         let planned = plan(&desired, &observed);
         if let Some(text) = waiting_for {
-            let written = self.publish(object, &observed, &planned, &Phase::NotRendered(text)).await;
+            let written = self.publisher.publish(object, &observed, &planned, &Phase::NotRendered(text), &Situation::default()).await;
             return Ok(if written { None } else { Some(Retry::Publish) });
         }
-        if planned.steps.is_empty() {
-            return Ok(self.finish(object, &desired, &observed, Vec::new()).await);
+        if let Err(error) = self.machine.store().write_rules(&desired) {
+            warn!("{error}");
         }
-        self.publish(object, &observed, &planned, &Phase::Applying).await;
-        if !self.write_pools(&desired, &observed, &planned) {
+        let repairs = self.look_for_drift(&planned);
+        if planned.steps.is_empty() || !repairs {
+            return Ok(self.finish(&round, &observed, None).await);
+        }
+        let situation = self.situation(&round, &planned, Move::Rest);
+        self.publisher.publish(object, &observed, &planned, &Phase::Applying, &situation).await;
+        if !self.write_pools(&pools(&desired, &observed, &planned)) {
             // VFs that the device plugin may hand out at any moment must not be changed.
             return Ok(Some(Retry::Step));
         }
-        let outcome = self.apply(planned).await?;
+        let outcome = self.apply(&planned).await?;
+        self.publisher.tell(object, &performed(&planned, &outcome));
         self.events.settle().await;
-        match self.observe(inputs.nics.clone()).await? {
-            Ok(observed) => Ok(self.finish(object, &desired, &observed, outcome.lines()).await),
+        match self.observe(round.nics).await? {
+            Ok(observed) => Ok(self.finish(&round, &observed, Some(&outcome)).await),
             Err(error) => Ok(Some(self.cannot_observe(object, &error).await)),
         }
     }
 
+    /// The NICs that may be configured: the cluster's list, or before it is known the one that was kept.
+    fn supported_nics(&mut self, inputs: &Inputs) -> Option<SupportedNics> {
+        if let Some(nics) = &inputs.nics
+            && self.nics.as_ref() != Some(nics)
+        {
+            if let Err(error) = self.machine.store().keep_nics(&inputs.nic_entries) {
+                warn!("{error}");
+            }
+            self.nics = Some(nics.clone());
+        }
+        self.nics.clone()
+    }
+
     /// The wish that holds, and what is waited for when there is none.
-    fn desired(&mut self, inputs: &Inputs) -> (Desired, Option<String>) {
+    fn desired(&mut self, inputs: &Inputs, nics_known: bool) -> (Desired, Option<String>) {
         if let Some(object) = &inputs.node_state {
             if !Desired::read(&object.spec).rendered {
                 return (Desired::default(), Some("the operator has not rendered this node's spec yet; nothing is changed until then".to_owned()));
@@ -190,24 +262,60 @@ impl Daemon {
                 self.wish = Some(object.spec.clone());
             }
         }
-        match (&self.wish, &inputs.nics) {
-            (Some(_), None) => {
+        match &self.wish {
+            Some(_) if !nics_known => {
                 (Desired::default(), Some("the ConfigMap supported-nic-ids could not be read yet; nothing is changed until then".to_owned()))
             }
-            (Some(wish), Some(_)) => (Desired::read(wish), None),
-            (None, _) => (Desired::default(), Some("there is no node state for this node".to_owned())),
+            Some(wish) => (Desired::read(wish), None),
+            None => (Desired::default(), Some("there is no node state for this node".to_owned())),
         }
     }
 
-    /// Publishes what is left to do and offers what is ready.
-    async fn finish(&mut self, object: Option<&Seen>, desired: &Desired, observed: &Observed, failures: Vec<String>) -> RoundEnd {
-        let residual = plan(desired, observed);
-        let offered = self.write_pools(desired, observed, &residual);
-        let left = !failures.is_empty() || !residual.steps.is_empty();
-        let written = self.publish(object, observed, &residual, &Phase::Settled(failures)).await;
-        if left || !offered {
+    /// Remembers what was changed since the machine was as asked; answers whether steps are performed.
+    fn look_for_drift(&mut self, planned: &Plan) -> bool {
+        let Some(wish) = &self.wish else { return true };
+        let known = self.drift.take().filter(|(of, _)| of == wish);
+        if planned.steps.is_empty() {
+            self.drift = None;
+        } else if self.settled.as_ref() == Some(wish) {
+            let lines: Vec<String> = planned.steps.iter().map(ToString::to_string).collect();
+            info!("the machine was as asked and was changed from outside: {}", lines.join("; "));
+            self.metrics.drifted();
+            self.settled = None;
+            self.drift = Some((wish.clone(), lines));
+        } else {
+            self.drift = known;
+        }
+        self.drift.is_none() || self.settings.drift == DriftPolicy::Repair
+    }
+
+    /// Publishes what is left to do, offers what is ready, and goes on with the handshake. `outcome` is that of this round's plan, if there was one.
+    async fn finish(&mut self, round: &Round<'_>, observed: &Observed, outcome: Option<&Outcome>) -> RoundEnd {
+        let residual = plan(round.desired, observed);
+        let offered = pools(round.desired, observed, &residual);
+        let is_offered = self.write_pools(&offered);
+        self.metrics.settled(observed, &residual, &offered);
+        let failures = outcome.map(Outcome::lines).unwrap_or_default();
+        let left_alone = self.drift.is_some() && self.settings.drift == DriftPolicy::Report;
+        let finished = failures.is_empty() && (residual.steps.is_empty() || left_alone);
+        if finished && !left_alone {
+            self.drift = None;
+            // With something refused the machine is not as asked: what then follows a change (pods that end) is no drift.
+            self.settled = if residual.is_empty() { self.wish.clone() } else { None };
+        }
+        let heard = round.object.map(|object| object.heard.clone()).unwrap_or_default();
+        let next = match (round.object, round.drains) {
+            (Some(_), Some(drains)) => handshake::next(Need::of(&residual), finished, &heard, drains),
+            _ => Move::Rest,
+        };
+        let situation = self.situation(round, &residual, next);
+        let told = if left_alone { Phase::Settled(Vec::new()) } else { Phase::Settled(failures) };
+        let shown = if left_alone { &Plan { steps: Vec::new(), ..residual.clone() } } else { &residual };
+        let written = self.publisher.publish(round.object, observed, shown, &told, &situation).await;
+        let answered = self.act(round.object, &residual, &heard, &situation).await;
+        if !finished || !is_offered {
             Some(Retry::Step)
-        } else if !written {
+        } else if !written || !answered {
             Some(Retry::Publish)
         } else if !observed.faults.is_empty() {
             Some(Retry::Observe)
@@ -216,19 +324,82 @@ impl Daemon {
         }
     }
 
-    async fn observe(&self, nics: Option<SupportedNics>) -> Result<Result<Observed, ObserveError>, RunError> {
-        let machine = Arc::clone(&self.machine);
+    fn situation(&self, round: &Round<'_>, planned: &Plan, next: Move) -> Situation {
+        let need = Need::of(planned);
+        let rebooted = need == Need::Reboot && self.machine.was_rebooted_for(&cause(planned));
+        Situation {
+            need,
+            next: (next != Move::Rest).then_some(next),
+            heard: round.object.map(|object| object.heard.clone()).unwrap_or_default(),
+            drift: self.drift.as_ref().map(|(_, lines)| lines.clone()).unwrap_or_default(),
+            repaired: self.settings.drift == DriftPolicy::Repair,
+            reboot_did_not_help: rebooted,
+        }
+    }
+
+    /// The next move of the handshake; answers whether it was made.
+    async fn act(&mut self, object: Option<&Seen>, residual: &Plan, heard: &Heard, situation: &Situation) -> bool {
+        let Some(object) = object else { return true };
+        if situation.need != Need::Reboot && residual.steps.is_empty() {
+            self.machine.forget_reboot();
+        }
+        if situation.reboot_did_not_help {
+            return true;
+        }
+        match situation.next.unwrap_or(Move::Rest) {
+            next @ Move::Ask(state) => {
+                info!("{}", handshake::sentence(next, heard));
+                let asked = self.publisher.ask(object, state).await;
+                if asked {
+                    self.publisher.tell(Some(object), moved(next, residual, heard).as_slice());
+                }
+                asked
+            }
+            next @ Move::Reboot => {
+                self.publisher.tell_now(object, moved(next, residual, heard).as_slice()).await;
+                self.reboot(object, &cause(residual)).await
+            }
+            Move::Wait(_) | Move::Rest => true,
+        }
+    }
+
+    /// Remembers the cause, then reboots. What could not be remembered is not rebooted for: it might be again and again.
+    async fn reboot(&self, object: &Seen, cause: &str) -> bool {
+        if let Err(error) = self.machine.remember_reboot(cause) {
+            warn!("not rebooting: {error}");
+            return false;
+        }
+        warn!("rebooting this machine: {cause}");
+        let rebooter = self.settings.rebooter.clone();
+        match spawn_blocking(move || rebooter.reboot()).await {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                warn!("{error}");
+                self.machine.forget_reboot();
+                self.publisher.tell(Some(object), &[Happening::new(true, "RebootFailed", &error.to_string())]);
+                false
+            }
+            Err(_) => false,
+        }
+    }
+
+    async fn observe(&self, nics: Option<&SupportedNics>) -> Result<Result<Observed, ObserveError>, RunError> {
+        let (machine, since) = (Arc::clone(&self.machine), std::time::Instant::now());
         let observed = spawn_blocking(move || machine.observe()).await?;
-        Ok(observed.map(|observed| Observed { supported_nics: nics, ..observed }))
+        self.metrics.took(Timed::Observe, since);
+        Ok(observed.map(|observed| Observed { supported_nics: nics.cloned(), ..observed }))
     }
 
-    async fn apply(&self, planned: Plan) -> Result<Outcome, RunError> {
-        let machine = Arc::clone(&self.machine);
-        Ok(spawn_blocking(move || apply(machine.as_ref(), &planned)).await?)
+    async fn apply(&self, planned: &Plan) -> Result<Outcome, RunError> {
+        let (machine, plan, since) = (Arc::clone(&self.machine), planned.clone(), std::time::Instant::now());
+        let outcome = spawn_blocking(move || apply(machine.as_ref(), &plan)).await?;
+        self.metrics.took(Timed::Apply, since);
+        self.metrics.performed(planned, &outcome);
+        Ok(outcome)
     }
 
-    fn write_pools(&self, desired: &Desired, observed: &Observed, planned: &Plan) -> bool {
-        match self.machine.store().write_pools(&pools(desired, observed, planned)) {
+    fn write_pools(&self, pools: &Pools) -> bool {
+        match self.machine.store().write_pools(pools) {
             Ok(true) => info!("the device plugin's pools changed"),
             Ok(false) => {}
             Err(error) => {
@@ -241,63 +412,12 @@ impl Daemon {
 
     async fn cannot_observe(&mut self, object: Option<&Seen>, error: &ObserveError) -> Retry {
         warn!("{error}");
-        if let Some(object) = object {
-            let earlier = self.earlier(object);
-            self.write(object, unobserved(earlier, &error.to_string(), object.generation, &now())).await;
-        }
+        self.publisher.cannot_observe(object, &error.to_string()).await;
         Retry::Observe
     }
-
-    async fn publish(&mut self, object: Option<&Seen>, observed: &Observed, planned: &Plan, phase: &Phase) -> bool {
-        let Some(object) = object else { return true };
-        let earlier = self.earlier(object);
-        let report = Report { observed, plan: planned, phase, generation: object.generation };
-        self.write(object, status(report, &earlier.conditions, &now())).await
-    }
-
-    fn earlier(&self, object: &Seen) -> SriovNetworkNodeStateStatus {
-        match &self.published {
-            Some((uid, status)) if *uid == object.uid => status.clone(),
-            _ => {
-                let mut status = object.status.clone();
-                // The operator's: repeated by the daemon it would never go away.
-                status.conditions.retain(|condition| condition.type_ != sriov_crds::conditions::DRAINED);
-                status
-            }
-        }
-    }
-
-    /// Writes the status unless it is written already; answers whether it stands.
-    async fn write(&mut self, object: &Seen, status: SriovNetworkNodeStateStatus) -> bool {
-        if self.earlier(object) == status {
-            return true;
-        }
-        // The uid makes the write fail, instead of answering for another object, when this one was deleted and made anew.
-        let patch = json!({
-            "apiVersion": "sriovnetwork.openshift.io/v1", "kind": "SriovNetworkNodeState",
-            "metadata": { "name": self.node, "uid": object.uid }, "status": status,
-        });
-        let params = PatchParams::apply(FIELD_MANAGER).force();
-        match timeout(PUBLISH_DEADLINE, self.api.patch_status(&self.node, &params, &Patch::Apply(&patch))).await {
-            Ok(Ok(_)) => {
-                self.published = Some((object.uid.clone(), status));
-                return true;
-            }
-            Ok(Err(error)) => warn!("cannot write the status of node state {}: {error}", self.node),
-            Err(_) => warn!("cannot write the status of node state {} within {PUBLISH_DEADLINE:?}", self.node),
-        }
-        false
-    }
 }
 
-/// Whole seconds: the API keeps no more, and a status that is read back must equal the one written.
-fn now() -> Time {
-    let now = Timestamp::now();
-    Time(Timestamp::from_second(now.as_second()).unwrap_or(now))
-}
-
-/// From 0 to 1, different in each process.
-fn random() -> f64 {
-    let bits = RandomState::new().hash_one(std::process::id());
-    f64::from(u32::try_from(bits >> 32).unwrap_or_default()) / f64::from(u32::MAX)
+/// What a reboot would be for: the same words for the same plan.
+fn cause(planned: &Plan) -> String {
+    planned.disruption.to_string()
 }

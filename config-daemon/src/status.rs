@@ -155,8 +155,12 @@ fn plan_status(plan: &Plan) -> PlanStatus {
         disruption: Some(plan.disruption.as_str().to_owned()),
         steps: plan.steps.iter().map(ToString::to_string).collect(),
         refusals: plan.refusals.iter().map(refusal).collect(),
-        ..PlanStatus::default()
     }
+}
+
+/// The PFs as a status has them, without a plan.
+pub fn interfaces(observed: &Observed) -> Vec<InterfaceStatus> {
+    observed.inventory.pfs.iter().map(|pf| interface(pf, observed, &Plan::default())).collect()
 }
 
 fn interface(pf: &Pf, observed: &Observed, plan: &Plan) -> InterfaceStatus {

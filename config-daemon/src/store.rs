@@ -13,11 +13,13 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use serde::Deserialize;
-use sriov_crds::node_state::{Interface, SriovNetworkNodeStateSpec};
+use sriov_crds::node_state::{Interface, SYNC_FAILED, SYNC_SUCCEEDED, SriovNetworkNodeStateSpec};
 use sriov_host::pci::PciAddress;
 
-use crate::observed::Record;
+use crate::desired::Desired;
+use crate::observed::{Record, SupportedNics};
 use crate::pools::Pools;
+use crate::udev;
 
 /// `f_type` of a network namespace's file (`NSFS_MAGIC`, include/uapi/linux/magic.h, v6.12).
 const NSFS_MAGIC: i64 = 0x6e73_6673;
@@ -109,19 +111,100 @@ impl Store {
 
     /// Deletes a PF's record; it is no error when there is none.
     pub fn delete_record(&self, pf: PciAddress) -> Result<(), StoreError> {
-        let path = self.records_folder().join(pf.to_string());
-        match fs::remove_file(&path) {
-            Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(StoreError { operation: "delete", path, cause }),
-            Ok(()) => sync_folder(&path),
-            Err(_) => Ok(()),
-        }
+        delete(self.records_folder().join(pf.to_string()))
+    }
+
+    fn wish_file(&self) -> PathBuf {
+        self.root.join("etc/sriov-operator/node-state.json")
+    }
+
+    fn nics_file(&self) -> PathBuf {
+        self.root.join("etc/sriov-operator/sriov-supported-nics-ids.yaml")
+    }
+
+    fn reboot_file(&self) -> PathBuf {
+        self.root.join("etc/sriov-operator/reboot.json")
     }
 
     /// Keeps the last rendered wish, so that what this machine should be is known when no API server is (`apply -f` takes the file as it is).
     pub fn keep_wish(&self, spec: &SriovNetworkNodeStateSpec) -> Result<(), StoreError> {
-        let path = self.root.join("etc/sriov-operator/node-state.json");
         let wish = serde_json::json!({ "apiVersion": "sriovnetwork.openshift.io/v1", "kind": "SriovNetworkNodeState", "spec": spec });
-        write_changed(&path, &wish.to_string()).map(drop)
+        write_changed(&self.wish_file(), &wish.to_string()).map(drop)
+    }
+
+    /// The wish that was kept; `None` when there is none, or none that can be understood.
+    pub fn kept_wish(&self) -> Result<Option<SriovNetworkNodeStateSpec>, StoreError> {
+        #[derive(Deserialize)]
+        struct Kept {
+            spec: SriovNetworkNodeStateSpec,
+        }
+        Ok(read(&self.wish_file())?.and_then(|text| serde_json::from_str::<Kept>(&text).ok()).map(|kept| kept.spec))
+    }
+
+    /// Keeps the entries of `supported-nic-ids`: one `vendor PF VF` a line, in the Go daemon's file (which is no YAML, whatever it is called).
+    pub fn keep_nics(&self, entries: &BTreeMap<String, String>) -> Result<(), StoreError> {
+        let lines: Vec<String> = entries.values().map(|entry| format!("{entry}\n")).collect();
+        write_changed(&self.nics_file(), &lines.concat()).map(drop)
+    }
+
+    /// The NICs that were kept.
+    pub fn kept_nics(&self) -> Result<Option<SupportedNics>, StoreError> {
+        let Some(text) = read(&self.nics_file())? else { return Ok(None) };
+        let entries: BTreeMap<String, String> = text.lines().enumerate().map(|(n, line)| (format!("line {n}"), line.to_owned())).collect();
+        Ok(Some(SupportedNics::read(&entries)))
+    }
+
+    /// Writes the result of applying the wish at boot, in the Go daemon's file and form.
+    pub fn keep_result(&self, error: &str) -> Result<(), StoreError> {
+        let path = self.root.join("etc/sriov-operator/sriov-interface-result.yaml");
+        let status = if error.is_empty() { SYNC_SUCCEEDED } else { SYNC_FAILED };
+        let text = serde_json::json!({ "syncStatus": status, "lastSyncError": error }).to_string();
+        // JSON is YAML.
+        write_changed(&path, &format!("{text}\n")).map(drop)
+    }
+
+    /// Switches the unit of systemd mode on or off: it looks for this file.
+    pub fn set_systemd_mode(&self, on: bool) -> Result<(), StoreError> {
+        let path = self.root.join("etc/sriov-operator/systemd-mode");
+        if on { write_changed(&path, "").map(drop) } else { delete(path) }
+    }
+
+    /// Makes the udev rules of ours be these. With the wish incomplete (an entry that is not understood) none is taken away.
+    pub fn write_rules(&self, desired: &Desired) -> Result<(), StoreError> {
+        if !desired.rendered {
+            return Ok(());
+        }
+        let (folder, wanted) = (self.root.join("etc/udev/rules.d"), udev::rules(desired));
+        let ours = |name: &str| name.starts_with(udev::PREFIX) && name.ends_with(udev::SUFFIX);
+        let complete = desired.unreadable.is_empty() && desired.pfs.values().all(Result::is_ok);
+        for path in list(&folder)?.into_iter().filter(|path| complete && ours(&file_name(path)) && !wanted.contains_key(&file_name(path))) {
+            delete(path)?;
+        }
+        for (name, text) in wanted {
+            write_changed(&folder.join(name), &text)?;
+        }
+        Ok(())
+    }
+
+    /// Remembers that the machine is rebooted, for which cause, in which boot.
+    pub fn keep_reboot(&self, cause: &str, boot: &str) -> Result<(), StoreError> {
+        write_changed(&self.reboot_file(), &serde_json::json!({ "cause": cause, "boot": boot }).to_string()).map(drop)
+    }
+
+    /// Whether the machine was rebooted for this cause already: then another reboot would not help either.
+    pub fn was_rebooted_for(&self, cause: &str, boot: &str) -> Result<bool, StoreError> {
+        #[derive(Deserialize)]
+        struct Kept {
+            cause: String,
+            boot: String,
+        }
+        let kept = read(&self.reboot_file())?.and_then(|text| serde_json::from_str::<Kept>(&text).ok());
+        Ok(kept.is_some_and(|kept| kept.cause == cause && kept.boot != boot))
+    }
+
+    /// The machine is as asked: a later reboot is a new matter.
+    pub fn forget_reboot(&self) -> Result<(), StoreError> {
+        delete(self.reboot_file())
     }
 
     /// Writes the pools unless they are written already; answers whether they were.
@@ -218,6 +301,14 @@ fn read(path: &Path) -> Result<Option<String>, StoreError> {
     }
 }
 
+fn delete(path: PathBuf) -> Result<(), StoreError> {
+    match fs::remove_file(&path) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(StoreError { operation: "delete", path, cause }),
+        Ok(()) => sync_folder(&path),
+        Err(_) => Ok(()),
+    }
+}
+
 fn write_changed(path: &Path, text: &str) -> Result<bool, StoreError> {
     if read(path)?.as_deref() == Some(text) {
         return Ok(false);
@@ -296,6 +387,67 @@ mod tests {
         assert!(store.lock_vf("0000:01:10.2".parse().unwrap()).unwrap().is_some(), "another VF has its own");
         drop(held);
         assert!(store.lock_vf(vf).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_power_cut_does_not_lose_the_wish_and_its_nics() {
+        let (folder, store) = store();
+        assert_eq!((store.kept_wish().unwrap(), store.kept_nics().unwrap()), (None, None));
+        let spec: SriovNetworkNodeStateSpec =
+            serde_json::from_str(r#"{"policyRevision":"r","interfaces":[{"pciAddress":"0000:01:00.0","numVfs":2}]}"#).unwrap();
+        store.keep_wish(&spec).unwrap();
+        let entries: BTreeMap<String, String> = [("igb".to_owned(), "8086 10c9 10ca".to_owned())].into();
+        store.keep_nics(&entries).unwrap();
+        assert_eq!(store.kept_wish().unwrap(), Some(spec));
+        assert_eq!(store.kept_nics().unwrap(), Some(SupportedNics::read(&entries)));
+        assert_eq!(fs::read_to_string(folder.path().join("etc/sriov-operator/sriov-supported-nics-ids.yaml")).unwrap(), "8086 10c9 10ca\n");
+        fs::write(folder.path().join("etc/sriov-operator/node-state.json"), "{half").unwrap();
+        assert_eq!(store.kept_wish().unwrap(), None, "what cannot be understood wishes nothing");
+    }
+
+    #[test]
+    fn the_result_of_a_boot_has_the_form_of_the_field_and_the_mode_is_a_file() {
+        let (folder, store) = store();
+        let file = |name: &str| folder.path().join("etc/sriov-operator").join(name);
+        store.keep_result("").unwrap();
+        assert_eq!(fs::read_to_string(file("sriov-interface-result.yaml")).unwrap(), "{\"lastSyncError\":\"\",\"syncStatus\":\"Succeeded\"}\n");
+        store.keep_result("no such PF").unwrap();
+        assert!(fs::read_to_string(file("sriov-interface-result.yaml")).unwrap().contains("\"Failed\""));
+        store.set_systemd_mode(true).unwrap();
+        assert!(file("systemd-mode").exists());
+        store.set_systemd_mode(false).unwrap();
+        store.set_systemd_mode(false).unwrap();
+        assert!(!file("systemd-mode").exists());
+    }
+
+    #[test]
+    fn rules_are_written_once_and_leave_with_their_pf_and_others_stay() {
+        let (folder, store) = store();
+        let rules = folder.path().join("etc/udev/rules.d");
+        let wish = |text: &str| Desired::read(&serde_json::from_str(text).unwrap());
+        let wanted = wish(r#"{"policyRevision":"r","interfaces":[{"pciAddress":"0000:01:00.0","numVfs":2}]}"#);
+        store.write_rules(&wanted).unwrap();
+        fs::write(rules.join("99-other.rules"), "").unwrap();
+        let file = rules.join("10-nm-disable-0000:01:00.0.rules");
+        let written = fs::metadata(&file).unwrap().ino();
+        store.write_rules(&wanted).unwrap();
+        assert_eq!(fs::metadata(&file).unwrap().ino(), written, "an unchanged rule is not written");
+        store.write_rules(&Desired::default()).unwrap();
+        assert!(file.exists(), "a wish that is not known yet takes nothing away");
+        store.write_rules(&wish(r#"{"policyRevision":"r"}"#)).unwrap();
+        assert!(!file.exists() && rules.join("99-other.rules").exists());
+    }
+
+    #[test]
+    fn a_reboot_that_did_not_help_is_not_asked_for_twice() {
+        let (_folder, store) = store();
+        assert!(!store.was_rebooted_for("karg", "boot-1").unwrap());
+        store.keep_reboot("karg", "boot-1").unwrap();
+        assert!(!store.was_rebooted_for("karg", "boot-1").unwrap(), "the reboot is still to come");
+        assert!(store.was_rebooted_for("karg", "boot-2").unwrap());
+        assert!(!store.was_rebooted_for("another cause", "boot-2").unwrap());
+        store.forget_reboot().unwrap();
+        assert!(!store.was_rebooted_for("karg", "boot-2").unwrap());
     }
 
     #[test]

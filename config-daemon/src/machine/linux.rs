@@ -48,6 +48,24 @@ impl Linux {
         &self.store
     }
 
+    /// Whether the machine was rebooted for this cause already. What cannot be told counts as no.
+    pub fn was_rebooted_for(&self, cause: &str) -> bool {
+        kernel::boot_id(&self.host).is_ok_and(|boot| self.store.was_rebooted_for(cause, &boot).unwrap_or_default())
+    }
+
+    /// Remembers that the machine is about to be rebooted for this cause.
+    pub fn remember_reboot(&self, cause: &str) -> Result<(), StepError> {
+        let boot = kernel::boot_id(&self.host).map_err(refused)?;
+        self.store.keep_reboot(cause, &boot).map_err(refused)
+    }
+
+    /// A later reboot is a new matter.
+    pub fn forget_reboot(&self) {
+        if let Err(error) = self.store.forget_reboot() {
+            tracing::warn!("{error}");
+        }
+    }
+
     /// What no two machines of one network share: the name, and the firmware's identifier where there is one. `/etc/machine-id` is the same on all
     /// machines that were made from one disk image.
     fn machine_id(&self) -> String {

@@ -4,6 +4,7 @@
 //!
 //! Invariants: while the API server is away the last words stay; our own status writes wake nobody.
 
+use std::collections::BTreeMap;
 use std::pin::pin;
 
 use futures::StreamExt as _;
@@ -12,11 +13,14 @@ use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, ResourceExt as _};
 use serde::de::DeserializeOwned;
-use sriov_crds::keys::SUPPORTED_NIC_IDS;
+use sriov_crds::keys::{CURRENT_STATE, DEFAULT_CONFIG, DESIRED_STATE, SUPPORTED_NIC_IDS, USE_EXTERNAL_DRAINER};
 use sriov_crds::node_state::{SriovNetworkNodeState, SriovNetworkNodeStateSpec, SriovNetworkNodeStateStatus};
+use sriov_crds::operator_config::SriovOperatorConfig;
 use tokio::sync::watch::Sender;
 use tracing::{info, warn};
 
+use super::retry::WatchBackoff;
+use crate::handshake::Heard;
 use crate::observed::SupportedNics;
 
 /// The cluster's side.
@@ -26,6 +30,10 @@ pub(crate) struct Inputs {
     pub(crate) node_state: Option<Seen>,
     /// The supported NICs; `None` until the API server answered. A missing ConfigMap lists none.
     pub(crate) nics: Option<SupportedNics>,
+    /// The entries that `nics` was read from.
+    pub(crate) nic_entries: BTreeMap<String, String>,
+    /// Whether nodes are drained; `None` until the API server answered. Without an operator configuration they are.
+    pub(crate) drains: Option<bool>,
 }
 
 /// The node's object.
@@ -36,12 +44,17 @@ pub(crate) struct Seen {
     pub(crate) spec: SriovNetworkNodeStateSpec,
     /// As it was when the object was first seen; afterwards we are its only writer.
     pub(crate) status: SriovNetworkNodeStateStatus,
+    /// The drain handshake.
+    pub(crate) heard: Heard,
 }
 
 impl From<SriovNetworkNodeState> for Seen {
     fn from(object: SriovNetworkNodeState) -> Self {
         let uid = object.uid().unwrap_or_default();
-        Self { uid, generation: object.metadata.generation, status: object.status.unwrap_or_default(), spec: object.spec }
+        let annotation = |key: &str| object.annotations().get(key).cloned();
+        let external = annotation(USE_EXTERNAL_DRAINER).is_some_and(|text| text == "true");
+        let heard = Heard { asked: annotation(DESIRED_STATE), answered: annotation(CURRENT_STATE), external };
+        Self { heard, uid, generation: object.metadata.generation, status: object.status.unwrap_or_default(), spec: object.spec }
     }
 }
 
@@ -50,7 +63,7 @@ pub(crate) async fn watch_node_state(api: Api<SriovNetworkNodeState>, node: Stri
     let take = |object: Option<SriovNetworkNodeState>| {
         let seen = object.map(Seen::from);
         inputs.send_if_modified(|inputs| {
-            let same = |a: &Seen, b: &Seen| (&a.uid, a.generation, &a.spec) == (&b.uid, b.generation, &b.spec);
+            let same = |a: &Seen, b: &Seen| (&a.uid, a.generation, &a.spec, &a.heard) == (&b.uid, b.generation, &b.spec, &b.heard);
             let changed = match (&inputs.node_state, &seen) {
                 (Some(old), Some(new)) => !same(old, new),
                 (None, None) => false,
@@ -71,7 +84,8 @@ pub(crate) async fn watch_supported_nics(api: Api<ConfigMap>, inputs: Sender<Inp
         if object.is_none() {
             warn!("there is no ConfigMap {SUPPORTED_NIC_IDS}: no NIC may be configured until there is");
         }
-        let nics = SupportedNics::read(&object.and_then(|map| map.data).unwrap_or_default());
+        let entries = object.and_then(|map| map.data).unwrap_or_default();
+        let nics = SupportedNics::read(&entries);
         inputs.send_if_modified(|inputs| {
             let changed = inputs.nics.as_ref() != Some(&nics);
             if changed {
@@ -79,11 +93,21 @@ pub(crate) async fn watch_supported_nics(api: Api<ConfigMap>, inputs: Sender<Inp
                     warn!("{text}");
                 }
                 inputs.nics = Some(nics);
+                inputs.nic_entries = entries;
             }
             changed
         });
     };
     watch_one(api, SUPPORTED_NIC_IDS.to_owned(), take).await;
+}
+
+/// Watches the operator configuration; never ends.
+pub(crate) async fn watch_operator_config(api: Api<SriovOperatorConfig>, inputs: Sender<Inputs>) {
+    let take = |object: Option<SriovOperatorConfig>| {
+        let drains = !object.is_some_and(|config| config.spec.disable_drain);
+        inputs.send_if_modified(|inputs| inputs.drains.replace(drains) != Some(drains));
+    };
+    watch_one(api, DEFAULT_CONFIG.to_owned(), take).await;
 }
 
 /// Calls `take` with each version of the object with this name, and with `None` when there is none.
@@ -92,7 +116,7 @@ where
     K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
 {
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-    let mut events = pin!(watcher::watcher(api, config).default_backoff());
+    let mut events = pin!(watcher::watcher(api, config).backoff(WatchBackoff::default()));
     let kind = K::kind(&());
     let (mut listed, mut away) = (false, false);
     while let Some(event) = events.next().await {

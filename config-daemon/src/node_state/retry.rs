@@ -45,9 +45,52 @@ impl Backoff {
     }
 }
 
+/// The waits of a watch whose API server is away: from a quarter of a second to eight, so that a node is back soon after it, and each wait
+/// half to one and a half of that, so that nodes do not come back together.
+#[derive(Debug, Default)]
+pub(crate) struct WatchBackoff {
+    tries: u32,
+}
+
+impl Iterator for WatchBackoff {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let wait = Duration::from_millis(250).saturating_mul(1 << self.tries.min(5)).min(Duration::from_secs(8));
+        self.tries += 1;
+        Some(wait.mul_f64(0.5 + random()))
+    }
+}
+
+impl kube::runtime::utils::Backoff for WatchBackoff {
+    fn reset(&mut self) {
+        self.tries = 0;
+    }
+}
+
+/// From 0 to 1, different each time and in each process.
+pub(crate) fn random() -> f64 {
+    use std::hash::{BuildHasher as _, RandomState};
+    let bits = RandomState::new().hash_one(std::process::id());
+    f64::from(u32::try_from(bits >> 32).unwrap_or_default()) / f64::from(u32::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_watch_is_back_within_seconds_and_nodes_do_not_come_back_together() {
+        use kube::runtime::utils::Backoff as _;
+        let mut one = WatchBackoff::default();
+        let waits: Vec<Duration> = one.by_ref().take(50).collect();
+        assert!(waits[0] < Duration::from_millis(400), "{waits:?}");
+        assert!(waits.iter().all(|wait| *wait <= Duration::from_secs(12)), "{waits:?}");
+        let late: std::collections::BTreeSet<u128> = waits[10..].iter().map(Duration::as_millis).collect();
+        assert!(late.len() > 10, "no jitter: {late:?}");
+        one.reset();
+        assert!(one.next().unwrap() < Duration::from_millis(400));
+    }
 
     #[test]
     fn waits_double_up_to_a_limit_and_start_again_with_another_kind() {
