@@ -18,7 +18,7 @@ const RENDERS: &str = "deploy/testdata";
 /// Release and namespace; the names that the documentation uses.
 const RELEASE: &str = "sriov-network-operator";
 /// The oldest Kubernetes that the chart is for; without a cluster Helm assumes one that is older still.
-const OLDEST: &str = "--kube-version=1.29.0";
+const OLDEST: &str = "--kube-version=1.30.0";
 /// One `values-<name>.yaml` in deploy/ for each.
 const PRESETS: [&str; 4] = ["k3s", "kubeadm", "kubespray", "rke2"];
 

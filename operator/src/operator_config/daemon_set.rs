@@ -4,18 +4,20 @@
 //! config daemon has cluster credentials, the device plugin has none.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetSpec, DaemonSetUpdateStrategy, RollingUpdateDaemonSet};
 use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMapProjection, Container, DownwardAPIProjection, DownwardAPIVolumeFile, EnvVar, EnvVarSource, HostPathVolumeSource,
-    KeyToPath, LocalObjectReference, ObjectFieldSelector, PodSpec, PodTemplateSpec, ProjectedVolumeSource, ResourceRequirements, SELinuxOptions,
-    SeccompProfile, SecurityContext, ServiceAccountTokenProjection, Toleration, Volume, VolumeMount, VolumeProjection,
+    Capabilities, ConfigMapProjection, Container, DownwardAPIProjection, DownwardAPIVolumeFile, EnvVar, EnvVarSource, HTTPGetAction,
+    HostPathVolumeSource, KeyToPath, LocalObjectReference, ObjectFieldSelector, PodSpec, PodTemplateSpec, Probe, ProjectedVolumeSource,
+    ResourceRequirements, SELinuxOptions, SeccompProfile, SecurityContext, ServiceAccountTokenProjection, Toleration, Volume, VolumeMount,
+    VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::Resource;
-use sriov_crds::{SriovOperatorConfig, keys};
+use sriov_crds::{SriovOperatorConfig, SriovOperatorConfigSpec, keys};
 
 use crate::context::Settings;
 use crate::node_policy::validate::node_selector;
@@ -29,6 +31,10 @@ const CREDENTIALS: &str = "credentials";
 /// Longest life of a credential; the kubelet renews it before.
 const TOKEN_SECONDS: i64 = 3607;
 
+/// Variable with the address of the daemon's /metrics, /healthz and /readyz, and what it is unless `configDaemonEnvVars` says something else: the
+/// pod has the node's network, so only the node itself reaches it.
+const HTTP_ADDRESS: (&str, &str) = ("HTTP_BIND_ADDRESS", "127.0.0.1:9178");
+
 /// A part of the host that containers see.
 struct HostFolder {
     volume: &'static str,
@@ -37,10 +43,13 @@ struct HostFolder {
     create: bool,
 }
 
-const FOLDERS: [HostFolder; 9] = [
+const FOLDERS: [HostFolder; 12] = [
     HostFolder { volume: "sys", path: "/sys", create: false },
     HostFolder { volume: "run", path: "/run/sriov-operator", create: true },
     HostFolder { volume: "records", path: "/etc/sriov-operator", create: true },
+    HostFolder { volume: "udev-rules", path: "/etc/udev/rules.d", create: true },
+    HostFolder { volume: "modules", path: "/lib/modules", create: true },
+    HostFolder { volume: "dbus", path: "/run/dbus", create: true },
     HostFolder { volume: "cni-state", path: "/var/lib/cni/sriov", create: true },
     HostFolder { volume: "netns", path: "/run/netns", create: true },
     HostFolder { volume: "device-plugins", path: "/var/lib/kubelet/device-plugins", create: true },
@@ -48,6 +57,14 @@ const FOLDERS: [HostFolder; 9] = [
     HostFolder { volume: "pod-resources", path: "/var/lib/kubelet/pod-resources", create: true },
     HostFolder { volume: "device-info", path: "/var/run/k8s.cni.cncf.io/devinfo/dp", create: true },
 ];
+
+/// What is added in systemd mode.
+const SYSTEMD_FOLDERS: [HostFolder; 2] = [
+    HostFolder { volume: "host-programs", path: "/var/lib/sriov", create: true },
+    HostFolder { volume: "systemd-units", path: "/etc/systemd/system", create: true },
+];
+/// The value of `configurationMode` that adds it.
+const SYSTEMD: &str = "systemd";
 
 /// The DaemonSet for this configuration; `None` is the defaults.
 pub(super) fn build(config: Option<&SriovOperatorConfig>, settings: &Settings) -> DaemonSet {
@@ -85,6 +102,7 @@ fn owner(config: &SriovOperatorConfig) -> Option<OwnerReference> {
 
 fn pod(config: Option<&SriovOperatorConfig>, settings: &Settings) -> PodSpec {
     let spec = config.map(|c| &c.spec);
+    let systemd = mode(spec) == SYSTEMD;
     let secrets = settings.image_pull_secrets.iter().map(|name| LocalObjectReference { name: name.clone() }).collect::<Vec<_>>();
     let tolerate_everything = Toleration { operator: Some("Exists".to_owned()), ..Toleration::default() };
     PodSpec {
@@ -96,9 +114,9 @@ fn pod(config: Option<&SriovOperatorConfig>, settings: &Settings) -> PodSpec {
         automount_service_account_token: Some(false),
         host_network: Some(true),
         image_pull_secrets: Some(secrets).filter(|s| !s.is_empty()),
-        init_containers: Some(vec![install_cni(settings)]),
-        containers: vec![config_daemon(spec.map(|s| &s.config_daemon_env_vars), settings), device_plugin(settings)],
-        volumes: Some(volumes(settings)),
+        init_containers: Some([install_cni(settings)].into_iter().chain(systemd.then(|| install_unit(settings))).collect()),
+        containers: vec![config_daemon(spec, settings), device_plugin(settings)],
+        volumes: Some(volumes(settings, systemd)),
         ..PodSpec::default()
     }
 }
@@ -138,9 +156,21 @@ fn install_cni(settings: &Settings) -> Container {
     container("install-cni", settings, &command, security(&[]), vec![mount("cni-bin", "/host/opt/cni/bin", false)])
 }
 
-fn config_daemon(added: Option<&BTreeMap<String, String>>, settings: &Settings) -> Container {
-    // NET_ADMIN: rtnetlink, devlink. SYS_ADMIN: entering network namespaces and driver binding.
-    let security = security(&["NET_ADMIN", "SYS_ADMIN"]);
+/// Systemd mode: the unit, and the program that it runs at boot.
+fn install_unit(settings: &Settings) -> Container {
+    let command = ["/sriov-config-daemon", "install-unit", "--from", "/sriov-config-daemon", "--root", "/host"];
+    let mounts = vec![mount("host-programs", "/host/var/lib/sriov", false), mount("systemd-units", "/host/etc/systemd/system", false)];
+    container("install-unit", settings, &command, security(&[]), mounts)
+}
+
+fn mode(spec: Option<&SriovOperatorConfigSpec>) -> &str {
+    spec.and_then(|s| s.configuration_mode.as_deref()).unwrap_or("daemon")
+}
+
+fn config_daemon(spec: Option<&SriovOperatorConfigSpec>, settings: &Settings) -> Container {
+    let added = spec.map(|s| &s.config_daemon_env_vars);
+    // NET_ADMIN: rtnetlink, devlink. SYS_ADMIN: entering network namespaces and driver binding. SYS_MODULE: loading vfio-pci.
+    let security = security(&["NET_ADMIN", "SYS_ADMIN", "SYS_MODULE"]);
     let from_field = |name: &str, path: &str| EnvVar {
         name: name.to_owned(),
         value_from: Some(EnvVarSource {
@@ -154,6 +184,8 @@ fn config_daemon(added: Option<&BTreeMap<String, String>>, settings: &Settings) 
         from_field("NODE_NAME", "spec.nodeName"),
         from_field("NAMESPACE", "metadata.namespace"),
         value("RESOURCE_PREFIX", &settings.resource_prefix),
+        value(HTTP_ADDRESS.0, HTTP_ADDRESS.1),
+        value("CONFIGURATION_MODE", mode(spec)),
     ];
     for (name, text) in added.into_iter().flatten() {
         // A list with a name twice cannot be applied; the user's choice counts.
@@ -165,11 +197,39 @@ fn config_daemon(added: Option<&BTreeMap<String, String>>, settings: &Settings) 
         mount("sys", "/host/sys", false),
         mount("run", "/run/sriov-operator", false),
         mount("records", "/host/etc/sriov-operator", false),
+        mount("udev-rules", "/host/etc/udev/rules.d", false),
+        mount("modules", "/host/lib/modules", true),
+        mount("dbus", "/host/run/dbus", true),
         mount("cni-state", "/host/var/lib/cni/sriov", true),
         netns,
         mount(CREDENTIALS, "/var/run/secrets/kubernetes.io/serviceaccount", true),
     ];
-    Container { env: Some(env), ..container("config-daemon", settings, &["/sriov-config-daemon", "run", "--root", "/host"], security, mounts) }
+    let command = ["/sriov-config-daemon", "run", "--root", "/host"];
+    Container {
+        liveness_probe: Some(probe("/healthz", added)),
+        readiness_probe: Some(probe("/readyz", added)),
+        env: Some(env),
+        ..container("config-daemon", settings, &command, security, mounts)
+    }
+}
+
+fn probe(path: &str, added: Option<&BTreeMap<String, String>>) -> Probe {
+    let address = added.and_then(|vars| vars.get(HTTP_ADDRESS.0)).map_or(HTTP_ADDRESS.1, String::as_str);
+    let port = address.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(0);
+    // An address of one of the node's networks is probed there, one of all of them on loopback.
+    let host = address
+        .parse::<SocketAddr>()
+        .ok()
+        .map(|a| a.ip())
+        .filter(|ip| !ip.is_unspecified())
+        .map_or_else(|| "127.0.0.1".to_owned(), |ip| ip.to_string());
+    Probe {
+        http_get: Some(HTTPGetAction { host: Some(host), path: Some(path.to_owned()), port: IntOrString::Int(port), ..HTTPGetAction::default() }),
+        period_seconds: Some(20),
+        timeout_seconds: Some(5),
+        failure_threshold: Some(3),
+        ..Probe::default()
+    }
 }
 
 fn device_plugin(settings: &Settings) -> Container {
@@ -203,7 +263,7 @@ fn mount(volume: &str, path: &str, read_only: bool) -> VolumeMount {
     VolumeMount { name: volume.to_owned(), mount_path: path.to_owned(), read_only: Some(true).filter(|_| read_only), ..VolumeMount::default() }
 }
 
-fn volumes(settings: &Settings) -> Vec<Volume> {
+fn volumes(settings: &Settings, systemd: bool) -> Vec<Volume> {
     let host = |volume: &str, path: &str, create: bool| Volume {
         name: volume.to_owned(),
         host_path: Some(HostPathVolumeSource {
@@ -212,7 +272,7 @@ fn volumes(settings: &Settings) -> Vec<Volume> {
         }),
         ..Volume::default()
     };
-    let folders = FOLDERS.iter().map(|folder| host(folder.volume, folder.path, folder.create));
+    let folders = FOLDERS.iter().chain(SYSTEMD_FOLDERS.iter().filter(|_| systemd)).map(|folder| host(folder.volume, folder.path, folder.create));
     folders.chain([host("cni-bin", &settings.cni_bin_path, true), credentials()]).collect()
 }
 
@@ -276,9 +336,6 @@ mod tests {
             cni_bin_path: "/usr/libexec/cni".into(),
             image_pull_secrets: input.image_pull_secrets.clone(),
             stale_state_delay: Duration::ZERO,
-            admission: crate::admission::Settings::for_tests(),
-            drain_timeout: Duration::from_secs(900),
-            external_drainer: false,
         };
         build(input.config.as_ref(), &settings)
     }
