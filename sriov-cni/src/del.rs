@@ -77,12 +77,7 @@ pub(crate) fn bring_back(
     } else {
         restore(ctx, &journal)?;
     }
-    if ctx.conf.ipam.is_some() {
-        // The VF is free from here on, and IPAM is asked without its lock.
-        store.owe(&journal)?;
-    } else {
-        store.forget(&journal)?;
-    }
+    store.forget(&journal)?;
     Ok(())
 }
 

@@ -15,7 +15,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
+use kube::api::{Api, DynamicObject, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
 use kube::discovery::{Scope, oneshot};
@@ -89,6 +90,13 @@ impl Server {
             bail!("{} ended with {status}; the end of its log:\n{}", self.log.display(), last_lines(&self.log, 15));
         }
         Ok(())
+    }
+}
+
+impl Server {
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("no process id")?;
+        Ok(kill_process(pid, signal)?)
     }
 }
 
@@ -218,32 +226,120 @@ impl ApiServer {
         Ok(warnings)
     }
 
-    /// Applies `deploy/operator.yaml`, which nothing runs here; answers the API server's warnings.
+    /// Applies `deploy/operator.yaml`, which nothing runs here; answers the API server's warnings. The rule that a daemon writes its own node's
+    /// state only is left out, because [`User::Daemon`] speaks for the daemons of all nodes: see [`Self::install_node_rule`].
     pub async fn install_deploy(&self) -> Result<Vec<String>> {
-        apply(&self.client(User::Admin).await?, &fs::read_to_string(workspace().join("deploy/operator.yaml"))?).await
+        self.install_where(|document| !is_node_rule(document)).await
+    }
+
+    /// Applies the rule of `deploy/operator.yaml` that a daemon writes its own node's state only.
+    pub async fn install_node_rule(&self) -> Result<Vec<String>> {
+        self.install_where(is_node_rule).await
+    }
+
+    async fn install_where(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+        let text = fs::read_to_string(workspace().join("deploy/operator.yaml"))?;
+        let documents: Vec<&str> = text.split("\n---\n").filter(|document| wanted(document)).collect();
+        ensure!(!documents.is_empty(), "deploy/operator.yaml has no such object");
+        apply(&self.client(User::Admin).await?, &documents.join("\n---\n")).await
+    }
+
+    /// A kubeconfig with a token as the kubelet gets it for the daemon's pod on this node, which is made if need be.
+    pub async fn daemon_kubeconfig(&self, node: &str) -> Result<PathBuf> {
+        const NAMESPACE: &str = "sriov-network-operator";
+        const ACCOUNT: &str = "sriov-network-config-daemon";
+        let admin = self.client(User::Admin).await?;
+        let pods: Api<Pod> = Api::namespaced(admin.clone(), NAMESPACE);
+        let name = format!("daemon-{node}");
+        let container = json!({ "name": "config-daemon", "image": "localhost/sriov-node:test" });
+        let spec = json!({ "nodeName": node, "serviceAccountName": ACCOUNT, "automountServiceAccountToken": false, "containers": [container] });
+        let pod = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name }, "spec": spec });
+        let pod = pods.patch(&name, &PatchParams::apply("tests"), &Patch::Apply(pod)).await?;
+        let bound = json!({ "kind": "Pod", "apiVersion": "v1", "name": name, "uid": pod.metadata.uid });
+        let request = serde_json::from_value(json!({ "spec": { "audiences": [], "boundObjectRef": bound, "expirationSeconds": 3600 } }))?;
+        let accounts: Api<ServiceAccount> = Api::namespaced(admin, NAMESPACE);
+        let token = accounts.create_token_request(ACCOUNT, &PostParams::default(), &request).await?.status.context("no token")?.token;
+        let mut kubeconfig: serde_json::Value = serde_json::from_str(&fs::read_to_string(self.kubeconfig(User::Admin))?)?;
+        kubeconfig["users"][0]["user"] = json!({ "token": token });
+        let path = self.folder.path().join(format!("daemon-{node}.kubeconfig"));
+        fs::write(&path, kubeconfig.to_string())?;
+        Ok(path)
+    }
+
+    /// Starts the config daemon of a node, whose machine is the folder `root`, with the token of its pod.
+    pub async fn daemon(&self, node: &str, root: &Path, http_port: u16) -> Result<RunningDaemon> {
+        self.daemon_with(node, &self.daemon_kubeconfig(node).await?, root, http_port)
+    }
+
+    /// The same with a kubeconfig that was made before, which needs no API server that answers.
+    pub fn daemon_with(&self, node: &str, kubeconfig: &Path, root: &Path, http_port: u16) -> Result<RunningDaemon> {
+        let kubeconfig = kubeconfig.display().to_string();
+        let variables = [("KUBECONFIG", kubeconfig.as_str()), ("RUST_LOG", "info,kube=warn")];
+        let text = |path: &Path| path.display().to_string();
+        let arguments = [
+            "run".to_owned(),
+            format!("--node-name={node}"),
+            "--namespace=sriov-network-operator".to_owned(),
+            format!("--root={}", text(root)),
+            format!("--pools-file={}", text(&root.join("pools.json"))),
+            format!("--http-bind-address=127.0.0.1:{http_port}"),
+        ];
+        let log = self.folder.path().join(format!("{node}.log"));
+        Ok(RunningDaemon { server: Server::start(&product("sriov-config-daemon")?, &arguments, &variables, log)? })
+    }
+
+    /// Stops answering, as an API server that is away: its process is stopped, its port stays.
+    pub fn freeze(&self) -> Result<()> {
+        self.server.signal(Signal::STOP)
+    }
+
+    /// Goes on after [`Self::freeze`].
+    pub fn thaw(&self) -> Result<()> {
+        self.server.signal(Signal::CONT)
     }
 
     /// Starts the operator with the rights of its ServiceAccount and nothing else.
     pub fn operator(&self, name: &str, environment: &[(&str, &str)]) -> Result<Operator> {
-        self.operator_at(&operator_binary()?, name, environment)
-    }
-
-    /// As [`ApiServer::operator`], of another program.
-    pub fn operator_at(&self, program: &Path, name: &str, environment: &[(&str, &str)]) -> Result<Operator> {
+        let program = operator_binary()?;
         let kubeconfig = self.kubeconfig(User::Operator).display().to_string();
         let mut variables = vec![
             ("KUBECONFIG", kubeconfig.as_str()),
             ("POD_NAME", name),
             ("SRIOV_NETWORK_CONFIG_DAEMON_IMAGE", "localhost/sriov-node:test"),
             ("RUST_LOG", "info,kube=warn"),
-            // Several run on one machine.
-            ("WEBHOOK_ADDRESS", "127.0.0.1:0"),
         ];
         variables.extend_from_slice(environment);
         let arguments = ["run".to_owned(), "--namespace".to_owned(), "sriov-network-operator".to_owned()];
         let log = self.folder.path().join(format!("{name}.log"));
-        Ok(Operator { server: Server::start(program, &arguments, &variables, log)? })
+        Ok(Operator { server: Server::start(&program, &arguments, &variables, log)? })
     }
+}
+
+/// A running config daemon; killed on drop.
+#[derive(Debug)]
+pub struct RunningDaemon {
+    server: Server,
+}
+
+impl RunningDaemon {
+    /// What it logged so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.server.log).unwrap_or_default()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.server.child.id()
+    }
+
+    /// Adds the end of its log to an error.
+    pub fn explain<T>(&self, result: Result<T>) -> Result<T> {
+        result.with_context(|| format!("the end of the daemon's log:\n{}", last_lines(&self.server.log, 30)))
+    }
+}
+
+fn is_node_rule(document: &str) -> bool {
+    document.contains("kind: ValidatingAdmissionPolicy") && document.contains("name: sriov-network-config-daemon.")
 }
 
 /// A running operator; killed on drop.
@@ -264,14 +360,6 @@ impl Operator {
         let refused: Vec<_> = log.lines().filter(|line| line.contains("orbidden")).collect();
         ensure!(refused.is_empty(), "the operator lacks rights:\n{}", refused.join("\n"));
         Ok(())
-    }
-
-    /// The most memory that it had so far, in MB of 1,000,000 bytes.
-    pub fn peak_memory(&self) -> Result<f64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.server.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-        let kibibytes: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
-        Ok(kibibytes * 1024.0 / 1e6)
     }
 
     /// Adds the end of its log to an error.

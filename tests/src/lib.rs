@@ -14,4 +14,3 @@ pub mod kubelet;
 pub mod lab;
 pub mod multus;
 pub mod plugin;
-pub mod trace;

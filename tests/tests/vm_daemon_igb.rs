@@ -23,6 +23,10 @@ sriov_tests::lab_tests! { Topology::guests([Node::new(1), Node::new(2).without_i
     too_many_vfs_are_refused_while_the_other_pf_is_configured,
     killed_after_any_step_it_converges_and_never_makes_right_vfs_again,
     without_an_iommu_vfio_is_refused_and_nothing_is_touched,
+    policies_are_planned_without_a_cluster_and_without_root,
+    network_manager_is_told_to_leave_vfs_alone,
+    after_a_power_cut_the_same_vfs_are_there_before_anything_else_runs,
+    doctor_finds_the_iommu_that_is_missing,
 }
 
 fn first(lab: &Lab) -> Result<(&Guest, Nic, Nic)> {
@@ -233,5 +237,81 @@ fn without_an_iommu_vfio_is_refused_and_nothing_is_touched(lab: &mut Lab) -> Res
     ensure!(!outcome.success() && outcome.text().contains("refused (IommuInactive)"), "{outcome}");
     ensure!(outcome.text().contains("intel_iommu=on"), "the refusal does not say what to do: {outcome}");
     assert_eq!((links(guest)?, daemon.observe()?), before);
+    Ok(())
+}
+
+const POLICIES: &str = "\
+apiVersion: sriovnetwork.openshift.io/v1
+kind: SriovNetworkNodePolicy
+metadata: {name: kernel}
+spec: {resourceName: a, nodeSelector: {role: x}, nicSelector: {pfNames: ['PF#0-0']}, numVfs: 2, priority: 10}
+---
+apiVersion: sriovnetwork.openshift.io/v1
+kind: SriovNetworkNodePolicy
+metadata: {name: userspace}
+spec: {resourceName: b, nodeSelector: {}, nicSelector: {pfNames: ['PF#1-1']}, numVfs: 2, priority: 10, deviceType: vfio-pci}
+";
+
+fn policies_are_planned_without_a_cluster_and_without_root(lab: &mut Lab) -> Result<()> {
+    let (guest, nic, _) = first(lab)?;
+    let daemon = ConfigDaemon::installed(guest);
+    reset(&daemon)?;
+    guest.write("/tmp/policies.yaml", POLICIES.replace("PF", &nic.netdev()).as_bytes(), 0o644)?;
+    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", PROGRAM];
+    let plan = guest.run(&[&nobody[..], &["plan", "-f", "/tmp/policies.yaml"]].concat())?;
+    ensure!(plan.contains("create 2 VFs") && plan.contains("vf 1: bind to vfio-pci"), "{plan}");
+    let seen = guest.run(&[&nobody[..], &["observe"]].concat())?;
+    ensure!(seen.contains(nic.pci_address().as_str()), "{seen}");
+    assert_eq!(daemon.pf(nic)?.numvfs, 0, "plan changed the machine");
+    guest.run(&[PROGRAM, "apply", "-f", "/tmp/policies.yaml"])?;
+    assert_eq!(drivers(&daemon.pf(nic)?), [Some("igbvf"), Some("vfio-pci")]);
+    reset(&daemon)
+}
+
+fn network_manager_is_told_to_leave_vfs_alone(lab: &mut Lab) -> Result<()> {
+    let (guest, nic, _) = first(lab)?;
+    let daemon = ConfigDaemon::installed(guest);
+    apply(&daemon, &[Wish::vfs(nic, 1).group("0-0", "netdevice")])?;
+    guest.run(&["udevadm", "settle", "--timeout=30"])?;
+    let of = |name: &str| guest.run(&["udevadm", "info", "--query=property", &format!("/sys/class/net/{name}")]);
+    let vf = daemon.pf(nic)?.vfs.first().and_then(|vf| vf.netdev.clone()).context("the VF has no netdev")?.name;
+    let (pf, vf) = (of(&nic.netdev())?, of(&vf)?);
+    ensure!(vf.lines().any(|line| line == "NM_UNMANAGED=1"), "{vf}");
+    ensure!(!pf.contains("NM_UNMANAGED"), "{pf}");
+    reset(&daemon)?;
+    assert_eq!(guest.run(&["find", "/etc/udev/rules.d", "-name", "10-nm-disable-*"])?, "", "the rule outlived its VFs");
+    Ok(())
+}
+
+fn after_a_power_cut_the_same_vfs_are_there_before_anything_else_runs(lab: &mut Lab) -> Result<()> {
+    let (guest, nic, _) = first(lab)?;
+    let daemon = ConfigDaemon::installed(guest);
+    let wish = [Wish::vfs(nic, 2).group("0-0", "netdevice").group("1-1", "vfio-pci").mtu(4000)];
+    apply(&daemon, &wish)?;
+    let admin_macs = |pf: &Pf| -> Vec<_> { pf.vfs.iter().filter_map(|vf| Some(vf.attributes.as_ref()?.mac)).collect() };
+    let before = daemon.pf(nic)?;
+    // What the daemon keeps of its cluster's wish; that it does, and in this form, is shown by apiserver_daemon.
+    guest.write("/etc/sriov-operator/node-state.json", node_state(&wish).as_bytes(), 0o600)?;
+    guest.write("/etc/sriov-operator/sriov-supported-nics-ids.yaml", b"8086 10c9 10ca\n", 0o600)?;
+    guest.write("/state/boot-hook", format!("#!/bin/sh\n{PROGRAM} apply --systemd >/var/log/restore 2>&1\n").as_bytes(), 0o755)?;
+    guest.run(&["sync"])?;
+    let boot = guest.boot_id()?;
+    guest.reset(Instant::now() + Duration::from_mins(3))?;
+    ensure!(guest.boot_id()? != boot, "the guest was not started anew");
+    let after = daemon.pf(nic).with_context(|| guest.read_text("/var/log/restore").unwrap_or_default())?;
+    assert_eq!(drivers(&after), [Some("igbvf"), Some("vfio-pci")], "{}", guest.read_text("/var/log/restore")?);
+    assert_eq!(admin_macs(&after), admin_macs(&before), "MACs differ after the boot");
+    ensure!(daemon.plan(&wish)? == "nothing to do\n", "{}", daemon.plan(&wish)?);
+    let result = guest.read_text("/etc/sriov-operator/sriov-interface-result.yaml")?;
+    ensure!(result.contains("Succeeded"), "{result}");
+    guest.run(&["rm", "-f", "/state/boot-hook", "/etc/sriov-operator/node-state.json"])?;
+    reset(&daemon)
+}
+
+fn doctor_finds_the_iommu_that_is_missing(lab: &mut Lab) -> Result<()> {
+    let doctor = |number: u8| lab.guest(number)?.command(&[PROGRAM, "doctor"]).outcome();
+    let (with, without) = (doctor(1)?, doctor(2)?);
+    ensure!(!with.text().contains("IOMMU: "), "{with}");
+    ensure!(without.text().contains("note: IOMMU: ") && without.text().contains("cure: "), "{without}");
     Ok(())
 }
