@@ -14,7 +14,7 @@ use crate::del::readable;
 use crate::device::Device;
 use crate::errors::Error;
 use crate::io::Moment;
-use crate::ipam::{self, Attachment};
+use crate::ipam::{self, Attachment, IpamError};
 use crate::journal::{Applied, Journal, Original, OriginalNetdev, Owner, Phase, VERSION};
 use crate::log::Level;
 use crate::request::Command;
@@ -131,9 +131,10 @@ fn recorded(ctx: &Context<'_>, store: &Store, vf: PciAddress, owner: &Owner) -> 
     Ok(None)
 }
 
+/// Whether the container has its link as ADD left it: a DEL that died on its way has set it down first.
 fn has_link(netns: &NetNs, name: &str) -> Result<bool, Error> {
     let pod = Route::open_in(netns).map_err(AttachError::from)?;
-    Ok(pod.link_by_name(name)?.is_some())
+    Ok(pod.link_by_name(name)?.is_some_and(|link| link.netdev.admin_up))
 }
 
 /// An ADD that has the VF for itself.
@@ -270,7 +271,14 @@ impl Attaching<'_> {
             // The interrupted one may have got addresses; some plugins refuse to give any to the same attachment again.
             ipam::call(self.ctx, plugin, Command::Del, Attachment::of(self.ctx))?;
         }
-        Ok(ipam::add(self.ctx, plugin)?)
+        match ipam::add(self.ctx, plugin) {
+            // The same for one whose journal is gone: a DEL that died before it asked IPAM.
+            Err(refused @ IpamError::Refused { .. }) if !self.retried => {
+                ipam::call(self.ctx, plugin, Command::Del, Attachment::of(self.ctx)).map_err(|_| refused)?;
+                Ok(ipam::add(self.ctx, plugin)?)
+            }
+            done => Ok(done?),
+        }
     }
 
     fn address(&self, result: &CniResult) -> Result<(), Error> {

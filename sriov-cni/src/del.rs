@@ -77,7 +77,12 @@ pub(crate) fn bring_back(
     } else {
         restore(ctx, &journal)?;
     }
-    store.forget(&journal)?;
+    if ctx.conf.ipam.is_some() {
+        // The VF is free from here on, and IPAM is asked without its lock.
+        store.owe(&journal)?;
+    } else {
+        store.forget(&journal)?;
+    }
     Ok(())
 }
 

@@ -48,6 +48,13 @@ pub(crate) fn gc(ctx: &Context<'_>) -> Result<(), Error> {
         }
     }
     if let Some(plugin) = &ctx.conf.ipam {
+        // What a DEL that died could not ask for any more.
+        for owner in store.owing(&ctx.conf.name)? {
+            if !valid.iter().any(|known| owner.is(&known.container_id, &known.ifname)) {
+                let gone = Attachment { container_id: &owner.container_id, if_name: &owner.if_name, netns: None };
+                failures.extend(ipam::call(ctx, plugin, Command::Del, gone).err().map(Error::from));
+            }
+        }
         failures.extend(ipam::call_if_known(ctx, plugin, Command::Gc).err().map(Error::from));
     }
     Error::all(failures).map_or(Ok(()), Err)

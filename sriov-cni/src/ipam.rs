@@ -1,4 +1,4 @@
-//! Pure: what a delegated IPAM plugin is asked and what its answers mean. Running it is `io`'s.
+//! I/O: what a delegated IPAM plugin is asked and what its answers mean. Running it is `io`'s.
 
 use std::path::Path;
 
@@ -6,8 +6,10 @@ use serde_json::Value;
 
 use crate::Context;
 use crate::io::{DelegateError, Delegation};
+use crate::log::Level;
 use crate::request::Command;
 use crate::result::{CniResult, ResultError};
+use crate::state::Store;
 
 /// An IPAM plugin that did not do its part.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +82,14 @@ pub(crate) fn call(ctx: &Context<'_>, plugin: &str, command: Command, attachment
     let Attachment { container_id, if_name, netns } = attachment;
     let delegation =
         Delegation { plugin, command, container_id, if_name, netns, args: &ctx.request.args, path: &ctx.request.path, conf: &ctx.request.stdin };
-    ctx.deadline.paused(|| ctx.io.delegate(&delegation)).map_err(|error| refusal(plugin, command, error))
+    let printed = ctx.deadline.paused(|| ctx.io.delegate(&delegation)).map_err(|error| refusal(plugin, command, error))?;
+    if command == Command::Del
+        && let Err(error) = Store::at(&ctx.conf.state_dir).settled(container_id, if_name)
+    {
+        // It will be asked once more, which changes nothing.
+        ctx.log.write(Level::Warning, &error);
+    }
+    Ok(printed)
 }
 
 /// As [`call`] for a verb that plugins from before CNI 1.1 do not know, which says nothing about their health: they answer with error 1 or 4.

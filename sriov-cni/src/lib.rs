@@ -2,7 +2,7 @@
 //!
 //! One call is one pass: [`Request`] from the environment and standard input, [`run`], one JSON value on standard output. What is decided
 //! without the machine is pure (`request`, `conf`, `vf_plan`, `quirks`, `journal`, `result`, `errors`); each verb is one page (`add`, `del`,
-//! `check`, `gc`, `status`) over the changes of `attach` and `restore`.
+//! `check`, `gc`, `status`) over the changes of `attach` and `restore`. For people there are `explain` and `doctor`, which change nothing.
 //!
 //! What never lives here: an async runtime, a Kubernetes client, TLS; the process lives for milliseconds and must work while everything else
 //! is down.

@@ -1,9 +1,12 @@
 //! I/O: the plugin's files: one journal and one lock a VF, below `stateDir`.
 //!
-//! `v1/<PCI address>.json` is a journal, `lock/<PCI address>.lock` what its users hold an flock on; `<container>-<interface>` and
-//! `pci/<PCI address>` are records in the Go plugin's form. Nothing here decides what any of them means.
+//! `v1/<PCI address>.json` is a journal, `lock/<PCI address>.lock` what its users hold an flock on; `owed/<container>-<interface>.json` is an
+//! attachment whose addresses IPAM was not asked back for yet; `<container>-<interface>` and `pci/<PCI address>` are records in the Go plugin's
+//! form. Nothing here decides what any of them means.
 //!
 //! Invariant: a reader sees an old journal or a new one, never half of one, and a journal that was written survives a power cut.
+
+mod owed;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};

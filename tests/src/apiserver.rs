@@ -300,18 +300,24 @@ impl ApiServer {
 
     /// Starts the operator with the rights of its ServiceAccount and nothing else.
     pub fn operator(&self, name: &str, environment: &[(&str, &str)]) -> Result<Operator> {
-        let program = operator_binary()?;
+        self.operator_at(&operator_binary()?, name, environment)
+    }
+
+    /// As [`ApiServer::operator`], of another program.
+    pub fn operator_at(&self, program: &Path, name: &str, environment: &[(&str, &str)]) -> Result<Operator> {
         let kubeconfig = self.kubeconfig(User::Operator).display().to_string();
         let mut variables = vec![
             ("KUBECONFIG", kubeconfig.as_str()),
             ("POD_NAME", name),
             ("SRIOV_NETWORK_CONFIG_DAEMON_IMAGE", "localhost/sriov-node:test"),
             ("RUST_LOG", "info,kube=warn"),
+            // Several run on one machine.
+            ("WEBHOOK_ADDRESS", "127.0.0.1:0"),
         ];
         variables.extend_from_slice(environment);
         let arguments = ["run".to_owned(), "--namespace".to_owned(), "sriov-network-operator".to_owned()];
         let log = self.folder.path().join(format!("{name}.log"));
-        Ok(Operator { server: Server::start(&program, &arguments, &variables, log)? })
+        Ok(Operator { server: Server::start(program, &arguments, &variables, log)? })
     }
 }
 
@@ -360,6 +366,14 @@ impl Operator {
         let refused: Vec<_> = log.lines().filter(|line| line.contains("orbidden")).collect();
         ensure!(refused.is_empty(), "the operator lacks rights:\n{}", refused.join("\n"));
         Ok(())
+    }
+
+    /// The most memory that it had so far, in MB of 1,000,000 bytes.
+    pub fn peak_memory(&self) -> Result<f64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.server.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+        let kibibytes: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
+        Ok(kibibytes * 1024.0 / 1e6)
     }
 
     /// Adds the end of its log to an error.

@@ -135,7 +135,7 @@ impl Machine {
             .build()?;
         let route = Route::open()?;
         route.add_link_veth(NETDEV, WIRE)?;
-        let machine = Self { sysfs, state: tempfile::tempdir()?, plugins: plugins()? };
+        let machine = Self { sysfs, state: state_folder()?, plugins: plugins()? };
         let wire = host_link(WIRE)?.netdev.ifindex;
         route.change_link(wire, &LinkChange { up: Some(true), ..LinkChange::default() })?;
         Ok(machine)
@@ -208,6 +208,12 @@ impl Machine {
     fn leases_folder(&self) -> PathBuf {
         self.state.path().join("leases")
     }
+}
+
+/// In memory if the machine has such a folder: what is synced to a disk thousands of times there takes minutes, and no test cuts the power.
+fn state_folder() -> std::io::Result<TempDir> {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }
 }
 
 /// The link with this name in the host: the calling thread's namespace.

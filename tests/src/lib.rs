@@ -14,3 +14,4 @@ pub mod kubelet;
 pub mod lab;
 pub mod multus;
 pub mod plugin;
+pub mod trace;

@@ -168,9 +168,9 @@ async fn a_stored_object_that_breaks_a_rule_can_still_be_written(client: &Client
 }
 
 async fn people_see_the_columns(client: &Client) -> Result<()> {
-    let status = json!({ "status": { "pfCount": 2, "vfCount": 9, "conditions": [{ "type": "Ready", "status": "False", "reason": "Refused", "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z" }] } });
+    let said = json!({ "status": { "pfCount": 2, "vfCount": 9, "conditions": [{ "type": "Ready", "status": "False", "reason": "Refused", "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z" }] } });
     let states: Api<SriovNetworkNodeState> = Api::namespaced(client.clone(), NAMESPACE);
-    states.patch_status("worker-0", &PatchParams::default(), &Patch::Merge(&status)).await?;
+    states.patch_status("worker-0", &PatchParams::default(), &Patch::Merge(&said)).await?;
     let path = format!("/apis/sriovnetwork.openshift.io/v1/namespaces/{NAMESPACE}/sriovnetworknodestates");
     let mut request = kube::core::Request::new(path).list(&ListParams::default())?;
     // What kubectl asks for when it prints a list.

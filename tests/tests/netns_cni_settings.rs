@@ -276,3 +276,38 @@ fn doctor_tells_whole_attachments_from_those_that_need_repair() -> Result<()> {
         Ok(())
     })
 }
+
+#[test]
+fn a_del_that_fails_keeps_what_the_next_one_needs() -> Result<()> {
+    as_host(|| {
+        let machine = Machine::new()?;
+        let before = host_link(NETDEV)?;
+        let pod = Pod::new("a")?;
+        let conf = machine.conf(&json!({"mtu": 1300, "ipam": machine.host_local()}));
+        machine.call(Add, &pod, &conf)?;
+        // The PF does not list its VF for a while, as while its driver is reloaded.
+        let link = machine.host().root().join("sys/bus/pci/devices/0000:01:00.0/virtfn0");
+        let target = fs::read_link(&link)?;
+        fs::remove_file(&link)?;
+        let (code, text) = refusal(machine.call(Del, &pod, &conf));
+        assert!(code == 105 && text.contains("does not list its VF"), "{code} {text}");
+        assert!(machine.journals().len() == 1 && pod.links()?.contains("net1"));
+        std::os::unix::fs::symlink(target, &link)?;
+        machine.call(Del, &pod, &conf)?;
+        assert_untouched(&machine, &before)
+    })
+}
+
+#[test]
+fn a_vf_that_was_removed_meanwhile_is_nothing_to_restore() -> Result<()> {
+    as_host(|| {
+        let machine = Machine::new()?;
+        let pod = Pod::new("a")?;
+        let conf = machine.conf(&json!({"ipam": machine.host_local()}));
+        machine.call(Add, &pod, &conf)?;
+        fs::remove_dir_all(machine.host().root().join(format!("sys/bus/pci/devices/{VF}")))?;
+        machine.call(Del, &pod, &conf)?;
+        assert!(machine.journals().is_empty() && machine.leases().is_empty());
+        Ok(())
+    })
+}

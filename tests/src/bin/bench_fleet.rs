@@ -1,0 +1,425 @@
+//! I/O: the operator against a real etcd and API server with thousands of nodes, which are API objects only; this program speaks for their daemons.
+//!
+//! For each operator and size: start -> all node states; policy created -> all carry it; numVfs changed -> the same; 100 nodes relabelled; a drain
+//! of a pool. Beside each time is the floor: 8 plain clients that write that many objects to the same API server. Nothing here is a test.
+#![expect(clippy::print_stdout, reason = "a benchmark prints")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Parser;
+use futures::{StreamExt, TryStreamExt, stream};
+use k8s_openapi::api::core::v1::{Namespace, Node};
+use kube::api::{Api, ListParams, ObjectMeta, Patch, PatchParams, PostParams, Request};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Client, ResourceExt};
+use serde_json::{Value, json};
+use sriov_crds::{SriovNetworkNodePolicy, SriovNetworkNodeState, SriovNetworkNodeStateSpec, SriovNetworkPoolConfig, keys};
+use sriov_tests::apiserver::{ApiServer, Operator, User};
+use tokio::sync::watch;
+
+/// The operator's namespace.
+const NAMESPACE: &str = "sriov-network-operator";
+/// Where the floor is measured.
+const FLOOR: &str = "floor";
+/// Plain clients that the floor is measured with.
+const CLIENTS: usize = 8;
+/// Nodes that get another label.
+const RELABELLED: usize = 100;
+/// Longest time of one phase.
+const DEADLINE: Duration = Duration::from_mins(10);
+/// A phase is to take at most so many times the floor.
+const RATIO: f64 = 2.0;
+/// Writes a changed node, at most.
+const WRITES: f64 = 1.1;
+/// Peak memory with 5,000 nodes, at most.
+const MEGABYTES: f64 = 80.0;
+
+#[derive(Parser)]
+struct Arguments {
+    /// Sizes, in nodes.
+    #[arg(long, value_delimiter = ',', default_values_t = [1000, 5000])]
+    nodes: Vec<usize>,
+    /// Operators to compare; none is the one of this tree, as cargo builds it for tests.
+    #[arg(long)]
+    operator: Vec<PathBuf>,
+    /// Nodes of the drain; 0 leaves it out.
+    #[arg(long, default_value_t = 1000)]
+    drain: usize,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let operators: Vec<Option<PathBuf>> = if arguments.operator.is_empty() { vec![None] } else { arguments.operator.into_iter().map(Some).collect() };
+    for operator in &operators {
+        for nodes in &arguments.nodes {
+            println!("\n== {} nodes, operator {}", nodes, operator.as_ref().map_or("of this tree".into(), |path| path.display().to_string()));
+            Run::start(*nodes).await?.measure(operator.as_ref(), arguments.drain).await?;
+        }
+    }
+    Ok(())
+}
+
+/// What is known of one node state.
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    rendered: bool,
+    /// `numVfs` of its interfaces.
+    interfaces: Vec<i64>,
+    current: String,
+}
+
+/// All node states, followed by a watch of this program's own.
+#[derive(Clone)]
+struct States {
+    seen: Arc<Mutex<BTreeMap<String, Seen>>>,
+    changed: watch::Sender<()>,
+}
+
+impl States {
+    fn follow(api: Api<SriovNetworkNodeState>) -> Self {
+        let states = Self { seen: Arc::default(), changed: watch::Sender::new(()) };
+        let own = states.clone();
+        tokio::spawn(async move {
+            let mut events = pin!(watcher(api, watcher::Config::default()).default_backoff());
+            while let Some(event) = events.next().await {
+                match event {
+                    Ok(Event::Apply(state) | Event::InitApply(state)) => own.put(&state),
+                    Ok(Event::Delete(state)) => {
+                        own.lock().remove(&state.name_any());
+                    }
+                    _ => {}
+                }
+                own.changed.send_replace(());
+            }
+        });
+        states
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Seen>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, state: &SriovNetworkNodeState) {
+        let seen = Seen {
+            rendered: state.spec.policy_revision.is_some(),
+            interfaces: state.spec.interfaces.iter().map(|pf| pf.num_vfs).collect(),
+            current: state.annotations().get(keys::CURRENT_STATE).cloned().unwrap_or_default(),
+        };
+        self.lock().insert(state.name_any(), seen);
+    }
+
+    fn count(&self, is: impl Fn(&Seen) -> bool) -> usize {
+        self.lock().values().filter(|seen| is(seen)).count()
+    }
+
+    /// Waits until so many are so; answers the time.
+    async fn until(&self, what: &str, count: usize, is: impl Fn(&Seen) -> bool) -> Result<Duration> {
+        let start = Instant::now();
+        let mut changed = self.changed.subscribe();
+        while self.count(&is) < count {
+            let left = DEADLINE.checked_sub(start.elapsed()).with_context(|| format!("{what}: {} of {count} after {DEADLINE:?}", self.count(&is)))?;
+            tokio::time::timeout(left, changed.changed()).await.ok();
+            // One look a moment is enough, and looking costs the machine that is measured.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(start.elapsed())
+    }
+}
+
+/// Requests to node states that the API server counted: writes of the objects themselves, and reads.
+#[derive(Clone, Copy, Debug, Default)]
+struct Requests {
+    writes: f64,
+    reads: f64,
+    /// Nodes, pods and evictions, anything but watches.
+    others: f64,
+}
+
+struct Run {
+    server: ApiServer,
+    admin: Client,
+    states: Api<SriovNetworkNodeState>,
+    nodes: usize,
+    /// Times of the floor: N objects created, N changed.
+    created: Duration,
+    changed: Duration,
+}
+
+impl Run {
+    async fn start(nodes: usize) -> Result<Self> {
+        let server = ApiServer::start().await?;
+        server.install_crds().await?;
+        server.install_deploy().await?;
+        let admin = server.client(User::Admin).await?;
+        let metadata = ObjectMeta { name: Some(FLOOR.to_owned()), ..ObjectMeta::default() };
+        Api::<Namespace>::all(admin.clone()).create(&PostParams::default(), &Namespace { metadata, ..Namespace::default() }).await?;
+        let api: Api<Node> = Api::all(admin.clone());
+        each(nodes, |number| {
+            let api = api.clone();
+            async move {
+                let labels = [(keys::OS_LABEL, "linux"), (keys::CAPABLE_LABEL, "true"), ("bench", "node")];
+                let labels = labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+                let metadata = ObjectMeta { name: Some(name(number)), labels: Some(labels), ..ObjectMeta::default() };
+                api.create(&PostParams::default(), &Node { metadata, ..Node::default() }).await?;
+                Ok(())
+            }
+        })
+        .await?;
+        let states = Api::namespaced(admin.clone(), NAMESPACE);
+        let mut run = Self { server, admin, states, nodes, created: Duration::ZERO, changed: Duration::ZERO };
+        run.floor().await?;
+        Ok(run)
+    }
+
+    /// What the API server can do at all.
+    async fn floor(&mut self) -> Result<()> {
+        let api: Api<SriovNetworkNodeState> = Api::namespaced(self.admin.clone(), FLOOR);
+        self.created = each(self.nodes, |number| {
+            let api = api.clone();
+            async move {
+                api.create(&PostParams::default(), &SriovNetworkNodeState::new(&name(number), SriovNetworkNodeStateSpec::default())).await?;
+                Ok(())
+            }
+        })
+        .await?;
+        self.changed = each(self.nodes, |number| {
+            let api = api.clone();
+            async move {
+                let group = json!({ "resourceName": "nics", "deviceType": "netdevice", "vfRange": "0-3", "policyName": "all" });
+                let pf = |address: &str| json!({ "pciAddress": address, "name": "eth0", "numVfs": 4, "vfGroups": [group] });
+                let spec = json!({ "interfaces": [pf("0000:01:00.0"), pf("0000:01:00.1")], "policyRevision": "0123456789abcdef" });
+                api.patch(&name(number), &PatchParams::default(), &Patch::Merge(json!({ "spec": spec }))).await?;
+                Ok(())
+            }
+        })
+        .await?;
+        println!(
+            "floor, {CLIENTS} plain clients: {} objects created in {:.2} s ({:.0}/s), changed in {:.2} s ({:.0}/s)",
+            self.nodes,
+            self.created.as_secs_f64(),
+            per_second(self.nodes, self.created),
+            self.changed.as_secs_f64(),
+            per_second(self.nodes, self.changed)
+        );
+        Ok(())
+    }
+
+    async fn measure(self, operator: Option<&PathBuf>, drain: usize) -> Result<()> {
+        let states = States::follow(self.states.clone());
+        let before = self.requests().await?;
+        let begin = Instant::now();
+        let operator = match operator {
+            None => self.server.operator("bench", &[("RUST_LOG", "warn"), ("MALLOC_ARENA_MAX", "1")])?,
+            Some(path) => self.server.operator_at(path, "bench", &[("RUST_LOG", "warn"), ("MALLOC_ARENA_MAX", "1")])?,
+        };
+        let result = self.phases(&operator, &states, before, begin, drain).await;
+        operator.explain(result)
+    }
+
+    async fn phases(&self, operator: &Operator, states: &States, before: Requests, begin: Instant, drain: usize) -> Result<()> {
+        let all = self.nodes;
+        states.until("all node states", all, |_| true).await?;
+        let before = self.line("start -> all node states", begin.elapsed(), self.created, all, before).await?;
+        self.report_all().await?;
+        states.until("all rendered", all, |s| s.rendered).await?;
+        let _ = before;
+
+        let before = self.requests().await?;
+        let begin = Instant::now();
+        self.policy("all", 4, json!({}), json!({ "vendor": "8086" })).await?;
+        states.until("policy", all, |s| s.interfaces == [4, 4]).await?;
+        let before = self.line("policy created -> all carry it", begin.elapsed(), self.changed, all, before).await?;
+
+        let begin = Instant::now();
+        self.policy("all", 6, json!({}), json!({ "vendor": "8086" })).await?;
+        states.until("numVfs", all, |s| s.interfaces == [6, 6]).await?;
+        self.line("numVfs changed -> all carry it", begin.elapsed(), self.changed, all, before).await?;
+
+        self.policy("some", 7, json!({ "bench": "other" }), json!({ "pfNames": ["eth1"] })).await?;
+        let count = RELABELLED.min(all);
+        let before = self.requests().await?;
+        let begin = Instant::now();
+        let api: Api<Node> = Api::all(self.admin.clone());
+        each(count, |number| {
+            let api = api.clone();
+            async move {
+                api.patch(&name(number), &PatchParams::default(), &Patch::Merge(json!({ "metadata": { "labels": { "bench": "other" } } }))).await?;
+                Ok(())
+            }
+        })
+        .await?;
+        states.until("relabelled", count, |s| s.interfaces == [6, 7]).await?;
+        let share = self.changed.mul_f64(2.0 * to_f64(count) / to_f64(all));
+        self.line(&format!("{count} nodes relabelled (floor: both writes)"), begin.elapsed(), share, count, before).await?;
+
+        let before = self.requests().await?;
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let after = self.requests().await?;
+        println!(
+            "idle for 10 s: {} writes, {} reads of node states, {} other requests (goal 0)",
+            after.writes - before.writes,
+            after.reads - before.reads,
+            after.others - before.others
+        );
+        if drain > 0 {
+            self.drain(states, drain.min(all)).await?;
+        }
+        let peak = operator.peak_memory()?;
+        let goal = if all >= 5000 { format!(", goal at 5,000 nodes {MEGABYTES} MB: {}", verdict(peak <= MEGABYTES)) } else { String::new() };
+        println!("peak memory: {peak:.1} MB{goal}");
+        Ok(())
+    }
+
+    /// What the daemons of nodes with two PFs of 8 VFs each say.
+    async fn report_all(&self) -> Result<()> {
+        let vfs: Vec<Value> = (0..8)
+            .map(|vf| json!({ "pciAddress": format!("0000:01:10.{vf}"), "vfID": vf, "name": format!("eth0v{vf}"), "mac": "02:00:00:00:00:01", "driver": "igbvf", "vendor": "8086", "deviceID": "10ca", "mtu": 1500 }))
+            .collect();
+        let pf = |address: &str, name: &str| {
+            json!({ "pciAddress": address, "name": name, "vendor": "8086", "deviceID": "10c9", "driver": "igb", "mtu": 1500, "totalvfs": 8, "numVfs": 8,
+                "linkSpeed": "10000 Mb/s", "linkType": "ETH", "Vfs": vfs })
+        };
+        let status =
+            json!({ "interfaces": [pf("0000:01:00.0", "eth0"), pf("0000:01:00.1", "eth1")], "syncStatus": "Succeeded", "observedGeneration": 1 });
+        each(self.nodes, |number| {
+            let (api, status) = (self.states.clone(), status.clone());
+            async move {
+                let object = json!({ "apiVersion": "sriovnetwork.openshift.io/v1", "kind": "SriovNetworkNodeState", "metadata": { "name": name(number) }, "status": status });
+                api.patch_status(&name(number), &PatchParams::apply("daemon").force(), &Patch::Apply(object)).await?;
+                Ok(())
+            }
+        })
+        .await?;
+        Ok(())
+    }
+
+    async fn policy(&self, name: &str, num_vfs: u32, nodes: Value, nics: Value) -> Result<()> {
+        let spec = json!({ "resourceName": name, "nodeSelector": nodes, "nicSelector": nics, "numVfs": num_vfs, "priority": if name == "all" { 90 } else { 10 } });
+        let object =
+            json!({ "apiVersion": "sriovnetwork.openshift.io/v1", "kind": "SriovNetworkNodePolicy", "metadata": { "name": name }, "spec": spec });
+        let api: Api<SriovNetworkNodePolicy> = Api::namespaced(self.admin.clone(), NAMESPACE);
+        api.patch(name, &PatchParams::apply("user").force(), &Patch::Apply(object)).await?;
+        Ok(())
+    }
+
+    /// All nodes of a pool ask; each daemon works for no time at all.
+    async fn drain(&self, states: &States, nodes: usize) -> Result<()> {
+        let allowed = (nodes / 10).max(1);
+        let object = json!({ "apiVersion": "sriovnetwork.openshift.io/v1", "kind": "SriovNetworkPoolConfig", "metadata": { "name": "bench" },
+            "spec": { "maxUnavailable": allowed } });
+        let pools: Api<SriovNetworkPoolConfig> = Api::namespaced(self.admin.clone(), NAMESPACE);
+        pools.patch("bench", &PatchParams::apply("user").force(), &Patch::Apply(object)).await?;
+        let before = self.requests().await?;
+        let begin = Instant::now();
+        let ask = |node: String, desired: &'static str| {
+            let api = self.states.clone();
+            async move {
+                let patch = json!({ "metadata": { "annotations": { keys::DESIRED_STATE: desired } } });
+                api.patch_metadata(&node, &PatchParams::default(), &Patch::Merge(patch)).await?;
+                Ok::<_, anyhow::Error>(())
+            }
+        };
+        each(nodes, |number| ask(name(number), keys::DRAIN_REQUIRED)).await?;
+        let mut answered = BTreeSet::new();
+        let mut most = 0;
+        let mut changed = states.changed.subscribe();
+        while answered.len() < nodes || states.count(|s| s.current != keys::IDLE) > 0 {
+            ensure!(begin.elapsed() < DEADLINE, "{} of {nodes} nodes drained", answered.len());
+            most = most.max(states.count(|s| s.current == keys::DRAINING || s.current == keys::DRAIN_COMPLETE));
+            let complete = |(name, seen): (&String, &Seen)| (seen.current == keys::DRAIN_COMPLETE && !answered.contains(name)).then(|| name.clone());
+            let done: Vec<String> = states.lock().iter().filter_map(complete).collect();
+            answered.extend(done.iter().cloned());
+            stream::iter(done).map(|node| ask(node, keys::IDLE)).buffer_unordered(CLIENTS).try_collect::<()>().await?;
+            tokio::time::timeout(Duration::from_secs(1), changed.changed()).await.ok();
+        }
+        let took = begin.elapsed();
+        let after = self.requests().await?;
+        let of = |count: f64| count / to_f64(nodes);
+        println!(
+            "drain of {nodes} nodes: {:.1} s, at most {most} away (allowed {allowed}: {}), a node: {:.1} writes of its state (2 of them the daemon's), \
+             {:.1} requests for its Node and pods",
+            took.as_secs_f64(),
+            verdict(most <= allowed),
+            of(after.writes - before.writes),
+            of(after.others - before.others)
+        );
+        Ok(())
+    }
+
+    async fn line(&self, what: &str, took: Duration, floor: Duration, count: usize, before: Requests) -> Result<Requests> {
+        // What comes late counts too.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let after = self.requests().await?;
+        let ratio = took.as_secs_f64() / floor.as_secs_f64();
+        let (writes, reads) = ((after.writes - before.writes) / to_f64(count), (after.reads - before.reads) / to_f64(count));
+        println!(
+            "{what}: {:.2} s, {ratio:.2}x the floor of {:.2} s (goal {RATIO}: {}); {writes:.2} writes (goal {WRITES}: {}) and {reads:.2} reads a node (goal 0: {})",
+            took.as_secs_f64(),
+            floor.as_secs_f64(),
+            verdict(ratio <= RATIO),
+            verdict(writes <= WRITES),
+            verdict(reads < 0.01),
+        );
+        Ok(after)
+    }
+
+    /// The API server's own count. Statuses are the daemons' here, watches and lists are none of a node.
+    async fn requests(&self) -> Result<Requests> {
+        let text = self.admin.request_text(Request::new("/metrics").list(&ListParams::default())?).await?;
+        let mut requests = Requests::default();
+        for line in text.lines().filter(|line| line.starts_with("apiserver_request_total{")) {
+            let (labels, value) = line.rsplit_once(' ').context("a metric without value")?;
+            let has = |label: &str, value: &str| labels.contains(&format!("{label}=\"{value}\""));
+            let value: f64 = value.parse()?;
+            let state = has("resource", "sriovnetworknodestates") && has("subresource", "");
+            if has("verb", "WATCH") || has("verb", "LIST") {
+                continue;
+            }
+            if state && has("verb", "GET") {
+                requests.reads += value;
+            } else if state {
+                requests.writes += value;
+            } else if has("resource", "nodes") || has("resource", "pods") {
+                requests.others += value;
+            }
+        }
+        Ok(requests)
+    }
+}
+
+fn name(number: usize) -> String {
+    format!("node-{number:05}")
+}
+
+#[expect(clippy::cast_precision_loss, reason = "some thousands")]
+fn to_f64(count: usize) -> f64 {
+    count as f64
+}
+
+fn per_second(count: usize, took: Duration) -> f64 {
+    to_f64(count) / took.as_secs_f64()
+}
+
+fn verdict(is: bool) -> &'static str {
+    if is { "pass" } else { "MISS" }
+}
+
+/// As many writers as the floor has; answers the time.
+async fn each<F>(count: usize, write: impl Fn(usize) -> F) -> Result<Duration>
+where
+    F: Future<Output = Result<()>>,
+{
+    let start = Instant::now();
+    stream::iter(0..count).map(write).buffer_unordered(CLIENTS).try_collect::<()>().await?;
+    if count == 0 {
+        bail!("nothing to write");
+    }
+    Ok(start.elapsed())
+}

@@ -1,0 +1,142 @@
+/* I/O: runs a program under ptrace and kills it when it is about to make a chosen system call: tracer REPORT CALL PROGRAM [ARGUMENT...].
+ *
+ * CALL counts from 1 over all threads of the program, from its first call after exec on; 0 kills never. A call that the program is killed at
+ * does not happen. Programs that it starts are not traced. REPORT becomes one line of JSON. In C, because ptrace has no safe form in Rust. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ptrace.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { MOST_CALLS = 1000000, LIMIT_SECONDS = 60 };
+
+static int numbers[MOST_CALLS];
+static long calls, kill_at, before_netlink = -1, netlink_ns, peak_kib;
+static int started, netlink, killed;
+static struct timespec start;
+
+static void fail(const char *what) {
+    perror(what);
+    exit(125);
+}
+
+static long since_start(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (now.tv_sec - start.tv_sec) * 1000000000L + now.tv_nsec - start.tv_nsec;
+}
+
+/* VmHWM while the process still has its memory. */
+static long peak_of(pid_t pid) {
+    char path[64], line[256];
+    long kib = 0;
+    snprintf(path, sizeof path, "/proc/%d/status", (int)pid);
+    FILE *status = fopen(path, "r");
+    while (status && fgets(line, sizeof line, status))
+        if (sscanf(line, "VmHWM: %ld", &kib) == 1)
+            break;
+    if (status)
+        fclose(status);
+    return kib;
+}
+
+/* One stop on entry to or exit from a call. */
+static void at_call(pid_t program, pid_t thread) {
+    struct __ptrace_syscall_info info;
+    /* A thread that is being killed answers nothing. */
+    if (!started || ptrace(PTRACE_GET_SYSCALL_INFO, thread, sizeof info, &info) < 0 || info.op != PTRACE_SYSCALL_INFO_ENTRY)
+        return;
+    if (calls + 1 == kill_at || calls == MOST_CALLS) {
+        killed = 1;
+        kill(program, SIGKILL);
+        return;
+    }
+    long number = (long)info.entry.nr;
+    if (number == SYS_socket && info.entry.args[0] == AF_NETLINK)
+        netlink = 1;
+    if (netlink && before_netlink < 0 && (number == SYS_sendto || number == SYS_sendmsg)) {
+        before_netlink = calls;
+        netlink_ns = since_start();
+    }
+    numbers[calls++] = (int)number;
+}
+
+/* Follows the program to its end and gives its exit code, -1 if it was killed. */
+static int follow(pid_t program) {
+    for (;;) {
+        int status, signal = 0;
+        pid_t thread = waitpid(-1, &status, __WALL);
+        if (thread < 0)
+            fail("waitpid");
+        if (WIFEXITED(status) || WIFSIGNALED(status)) {
+            if (thread != program)
+                continue;
+            if (WIFSIGNALED(status) && !killed) {
+                fprintf(stderr, "the program was ended by signal %d after %ld calls\n", WTERMSIG(status), calls);
+                exit(125);
+            }
+            return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+        }
+        int event = status >> 16;
+        if (event == PTRACE_EVENT_EXEC) {
+            started = 1;
+            clock_gettime(CLOCK_MONOTONIC, &start);
+        } else if (event == PTRACE_EVENT_EXIT) {
+            if (thread == program)
+                peak_kib = peak_of(thread);
+        } else if (WSTOPSIG(status) == (SIGTRAP | 0x80)) {
+            at_call(program, thread);
+        } else if (event == 0 && WSTOPSIG(status) != SIGSTOP) {
+            /* SIGSTOP is how a new thread begins. */
+            signal = WSTOPSIG(status);
+        }
+        /* Fails for a thread that was killed; its end is reported next. */
+        ptrace(PTRACE_SYSCALL, thread, 0, signal);
+    }
+}
+
+static void report(const char *path, int code) {
+    FILE *file = fopen(path, "w");
+    if (!file)
+        fail(path);
+    fprintf(file, "{\"exit\":%d,\"before_netlink\":%ld,\"netlink_ns\":%ld,\"peak_kib\":%ld,\"calls\":[", code, before_netlink, netlink_ns, peak_kib);
+    for (long at = 0; at < calls; at++)
+        fprintf(file, "%s%d", at ? "," : "", numbers[at]);
+    fprintf(file, "]}\n");
+    if (fclose(file))
+        fail(path);
+}
+
+int main(int argc, char **argv) {
+    if (argc < 4) {
+        fprintf(stderr, "usage: tracer REPORT CALL PROGRAM [ARGUMENT...]\n");
+        return 125;
+    }
+    kill_at = atol(argv[2]);
+    pid_t program = fork();
+    if (program < 0)
+        fail("fork");
+    if (program == 0) {
+        if (ptrace(PTRACE_TRACEME, 0, 0, 0) < 0)
+            fail("traceme");
+        raise(SIGSTOP);
+        execv(argv[3], argv + 3);
+        fail(argv[3]);
+    }
+    int status;
+    long options = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC | PTRACE_O_TRACEEXIT | PTRACE_O_EXITKILL;
+    if (waitpid(program, &status, 0) < 0 || ptrace(PTRACE_SETOPTIONS, program, 0, options) < 0)
+        fail("trace");
+    /* If the program hangs, this ends the tracer and with it the program. */
+    alarm(LIMIT_SECONDS);
+    ptrace(PTRACE_SYSCALL, program, 0, 0);
+    report(argv[1], follow(program));
+    return 0;
+}
