@@ -13,5 +13,6 @@ pub mod harness;
 pub mod kubelet;
 pub mod lab;
 pub mod multus;
+pub mod pairs;
 pub mod plugin;
 pub mod trace;
