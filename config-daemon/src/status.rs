@@ -155,6 +155,7 @@ fn plan_status(plan: &Plan) -> PlanStatus {
         disruption: Some(plan.disruption.as_str().to_owned()),
         steps: plan.steps.iter().map(ToString::to_string).collect(),
         refusals: plan.refusals.iter().map(refusal).collect(),
+        ..PlanStatus::default()
     }
 }
 

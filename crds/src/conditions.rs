@@ -19,6 +19,44 @@ pub const DRAIN_REQUIRED: &str = "DrainRequired";
 pub const REBOOT_REQUIRED: &str = "RebootRequired";
 /// On a node state: the machine was as asked, and somebody changed it since.
 pub const DRIFT_DETECTED: &str = "DriftDetected";
+/// Whether the pods that are in the way have left a node; written by the operator, and only while the daemon asks for a drain.
+pub const DRAINED: &str = "Drained";
+
+/// Reasons of [`DRAINED`] on a node state.
+pub mod drain {
+    /// The pods are gone.
+    pub const COMPLETE: &str = "DrainComplete";
+    /// Pods are leaving; the message names them.
+    pub const EVICTING: &str = "Evicting";
+    /// A PodDisruptionBudget allows no eviction now; the message names it.
+    pub const WAITING_FOR_PDB: &str = "WaitingForPodDisruptionBudget";
+    /// As many nodes of the pool as may be are being drained.
+    pub const WAITING_FOR_POOL: &str = "WaitingForPool";
+    /// A node of the pool failed, and the pool stops then.
+    pub const POOL_STOPPED: &str = "PoolStopped";
+    /// More than one pool selects the node.
+    pub const POOLS_OVERLAP: &str = "PoolsOverlap";
+    /// The pods did not leave in time; the node was given back and is tried again.
+    pub const TIMED_OUT: &str = "DrainTimedOut";
+}
+
+/// Reasons on a pool.
+pub mod pool {
+    /// The pool is used.
+    pub const ACCEPTED: &str = "Accepted";
+    /// Something in it means nothing; its nodes are drained as if no pool selected them, one at a time.
+    pub const INVALID: &str = "InvalidPool";
+    /// Another pool selects some of its nodes; those are not drained.
+    pub const OVERLAP: &str = "PoolsOverlap";
+    /// What it allows comes to no node at all.
+    pub const NOTHING_ALLOWED: &str = "NothingAllowed";
+    /// Nodes are being drained or wait for it.
+    pub const DRAINING: &str = "Draining";
+    /// No node asks for a drain.
+    pub const IDLE: &str = "Idle";
+    /// A node failed, so no other is drained.
+    pub const STOPPED: &str = "Stopped";
+}
 
 /// Reasons on a node state.
 pub mod node {
@@ -74,6 +112,14 @@ pub mod policy {
     pub const ACCEPTED: &str = "Accepted";
     /// The policy is malformed and is left out; the message says what is wrong.
     pub const INVALID: &str = "InvalidPolicy";
+    /// At least one node has not carried it out yet.
+    pub const CONFIGURING: &str = "Configuring";
+    /// All nodes that it selects carried it out.
+    pub const CONFIGURED: &str = "Configured";
+    /// It selects no node that is managed.
+    pub const NO_NODES: &str = "NoMatchingNodes";
+    /// At least one node could not carry it out.
+    pub const NODES_FAILED: &str = "NodesFailed";
 }
 
 /// Reasons on the three network kinds.
@@ -86,6 +132,14 @@ pub mod network {
     pub const NAD_INVALID: &str = "NetworkAttachmentDefinitionInvalid";
     /// Its namespace does not exist (yet).
     pub const NAMESPACE_NOT_FOUND: &str = "NamespaceNotFound";
+}
+
+/// Reasons on a rule of namespaces.
+pub mod namespace_rule {
+    /// The webhook holds it.
+    pub const ENFORCED: &str = "Enforced";
+    /// The webhook is switched off.
+    pub const WEBHOOK_OFF: &str = "WebhookOff";
 }
 
 /// Reasons on the operator configuration.

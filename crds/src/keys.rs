@@ -36,11 +36,16 @@ pub const REBOOT_REQUIRED: &str = "Reboot_Required";
 pub const DRAINING: &str = "Draining";
 /// Value of [`CURRENT_STATE`]: the pods are gone; the daemon may go on.
 pub const DRAIN_COMPLETE: &str = "DrainComplete";
-
+/// On a node, ours: `"true"` says that the operator made it unschedulable, so that a user's own cordon is never taken back.
+pub const CORDONED: &str = "sriovnetwork.openshift.io/cordoned";
 /// On a NAD: `Kind.group/namespace/name` of the network object that it was rendered from.
 pub const NAD_OWNER_REF: &str = "sriovnetwork.openshift.io/owner-ref";
 /// On a NAD: the extended resource whose devices it hands out (read by Multus).
 pub const NAD_RESOURCE_NAME: &str = "k8s.v1.cni.cncf.io/resourceName";
+/// On a pod: the networks that it is attached to (read by Multus).
+pub const POD_NETWORKS: &str = "k8s.v1.cni.cncf.io/networks";
+/// On a pod: the network that takes the place of the cluster's (read by Multus).
+pub const POD_DEFAULT_NETWORK: &str = "v1.multus-cni.io/default-network";
 /// On a network object: the namespace of the NAD that was rendered last.
 pub const LAST_NETWORK_NAMESPACE: &str = "operator.sriovnetwork.openshift.io/last-network-namespace";
 

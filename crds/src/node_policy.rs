@@ -36,6 +36,9 @@ pub const VFIO_PCI: &str = "vfio-pci";
     printcolumn(name = "VFs", type_ = "integer", json_path = ".spec.numVfs"),
     printcolumn(name = "Device Type", type_ = "string", json_path = ".spec.deviceType"),
     printcolumn(name = "Priority", type_ = "integer", json_path = ".spec.priority"),
+    printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.matchedNodes"),
+    printcolumn(name = "Configured", type_ = "integer", json_path = ".status.configuredNodes"),
+    printcolumn(name = "Failed", type_ = "integer", json_path = ".status.failedNodes"),
     printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
@@ -116,10 +119,35 @@ pub struct NicSelector {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SriovNetworkNodePolicyStatus {
-    /// `Ready`: whether the policy can be used.
+    /// Managed nodes that it selects.
+    #[serde(default)]
+    pub matched_nodes: i64,
+    /// Those that carried out everything asked of them.
+    #[serde(default)]
+    pub configured_nodes: i64,
+    /// Those that have not yet.
+    #[serde(default)]
+    pub pending_nodes: i64,
+    /// Those that could not.
+    #[serde(default)]
+    pub failed_nodes: i64,
+    /// The first node, by name, that could not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_failure: Option<NodeFailure>,
+    /// `Ready`: whether the policy takes part. `Progressing`: whether nodes are at it. `Degraded`: whether some could not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+}
+
+/// A node that could not carry out a policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeFailure {
+    /// Its name.
+    pub node: String,
+    /// What it says.
+    pub message: String,
 }
 
 fn default_priority() -> i64 {

@@ -179,6 +179,10 @@ pub struct PlanStatus {
     /// The steps in order, each one line for people.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<String>,
+    /// Extended resources, with their prefix, whose pods must leave before the steps can run; empty together with a disruption of `EvictPods`
+    /// means those of all our resources.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub evict_resources: Vec<String>,
     /// PFs (or parts of them) that are left alone, with the reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refusals: Vec<Refusal>,

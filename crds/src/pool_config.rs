@@ -21,6 +21,10 @@ use serde::{Deserialize, Serialize};
     derive = "Default",
     doc = "Nodes that are drained together, and their RDMA mode.",
     printcolumn(name = "Max Unavailable", type_ = "string", json_path = ".spec.maxUnavailable"),
+    printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.nodes"),
+    printcolumn(name = "Draining", type_ = "integer", json_path = ".status.draining"),
+    printcolumn(name = "Waiting", type_ = "integer", json_path = ".status.waiting"),
+    printcolumn(name = "Ready", type_ = "string", json_path = r#".status.conditions[?(@.type=="Ready")].status"#),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -35,9 +39,24 @@ pub struct SriovNetworkPoolConfigSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = ["shared", "exclusive"]))]
     pub rdma_mode: Option<String>,
+    /// Ours: how far a drain goes at a time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Rollout>,
     /// OpenShift: pool whose Open vSwitch offloads to hardware; excludes the other fields.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ovs_hardware_offload_config: Option<OvsHardwareOffloadConfig>,
+}
+
+/// Ours: a drain of the whole pool in stages, the first of which are canaries.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Rollout {
+    /// Nodes (a number or a percentage of the pool, growing) that are through before the next stage begins; after the last one, all the rest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<IntOrString>,
+    /// Whether no further node is drained while a node of the pool says that it failed.
+    #[serde(default, skip_serializing_if = "crate::is_false")]
+    pub stop_on_failure: bool,
 }
 
 /// Hardware offload of Open vSwitch.
@@ -53,7 +72,22 @@ pub struct OvsHardwareOffloadConfig {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SriovNetworkPoolConfigStatus {
-    /// `Ready`: whether the pool can be used.
+    /// Nodes of the pool.
+    #[serde(default)]
+    pub nodes: i64,
+    /// How many of them may be drained at a time; absent is no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allowed: Option<i64>,
+    /// Nodes that are being drained or configured.
+    #[serde(default)]
+    pub draining: i64,
+    /// Nodes that wait for their turn.
+    #[serde(default)]
+    pub waiting: i64,
+    /// Nodes that are through since the pool was last at rest.
+    #[serde(default)]
+    pub done: i64,
+    /// `Ready`: whether the pool can be used. `Progressing`: whether nodes are drained. `Degraded`: whether something stops it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

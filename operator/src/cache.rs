@@ -83,6 +83,16 @@ impl<T: Resource> Cache<T> {
         self.state.borrow().objects.values().cloned().collect()
     }
 
+    /// How many objects there are.
+    pub fn len(&self) -> usize {
+        self.state.borrow().objects.len()
+    }
+
+    /// True when there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Waits for the first complete list.
     pub async fn ready(&self) {
         // Fails only when the sender is gone, which `self` holds.
@@ -94,8 +104,19 @@ impl<T: Resource> Cache<T> {
     where
         T: Clone + DeserializeOwned + fmt::Debug + Send + 'static,
     {
-        // Nobody reads managed fields, and they are often the larger part of an object.
-        let events = watcher(api, config).default_backoff().modify(|object| object.managed_fields_mut().clear());
+        self.watch_trimmed(api, config, |_| {}, on_change).await;
+    }
+
+    /// As [`Cache::watch`], and `trim` takes out of each object what nobody reads, before it is kept.
+    pub async fn watch_trimmed(&self, api: Api<T>, config: watcher::Config, trim: impl Fn(&mut T) + Copy, on_change: impl Fn(Change<'_, T>))
+    where
+        T: Clone + DeserializeOwned + fmt::Debug + Send + 'static,
+    {
+        // Nobody reads managed fields, and they are often the larger part of an object. Emptied lists keep their memory, so they are replaced.
+        let events = watcher(api, config).default_backoff().modify(move |object| {
+            *object.managed_fields_mut() = Vec::new();
+            trim(object);
+        });
         self.follow(events, on_change).await;
     }
 

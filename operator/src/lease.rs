@@ -60,10 +60,12 @@ impl Leadership {
     /// Waits until this process holds the lease.
     pub async fn acquire(&mut self) {
         loop {
-            match self.attempt().await {
-                Ok(true) => return,
-                Ok(false) => {}
-                Err(error) => tracing::warn!(%error, lease = self.name, "failed to acquire the lease"),
+            match timeout(RENEW_DEADLINE, self.attempt()).await {
+                Ok(Ok(true)) => return,
+                Ok(Ok(false)) => {}
+                Ok(Err(error)) => tracing::warn!(%error, lease = self.name, "failed to acquire the lease"),
+                // A connection that died without a word would otherwise keep this process waiting for minutes.
+                Err(_) => tracing::warn!(lease = self.name, "failed to acquire the lease: the API server does not answer"),
             }
             sleep(PERIOD).await;
         }

@@ -1,6 +1,7 @@
 //! I/O: arguments, logging, leader election, start and stop. No logic of the operator itself.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -8,10 +9,14 @@ use clap::{Args, Parser, Subcommand};
 use futures::future::{Either, select};
 use kube::{Api, Client, Config};
 use sriov_operator::context::{Context, Settings};
+use sriov_operator::fleet::{Fleet, Listener};
 use sriov_operator::lease::Leadership;
-use sriov_operator::{network, node_policy, operator_config};
+use sriov_operator::probes::{self, Health, Phase};
+use sriov_operator::{admission, drain, network, node_policy, operator_config};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
 /// Minutes that a node state is kept when its node left, unless said otherwise.
 const STALE_MINUTES: u64 = 30;
@@ -50,19 +55,46 @@ struct Run {
     /// Minutes that a node state is kept when its node left; 0 deletes at once, anything that is no number counts as 30.
     #[arg(long, env = "STALE_NODE_STATE_CLEANUP_DELAY_MINUTES", default_value = "30")]
     stale_node_state_cleanup_delay_minutes: String,
+    /// Seconds after which a drain that came to no end gives the node back.
+    #[arg(long, env = "DRAIN_TIMEOUT_SECONDS", default_value_t = 900)]
+    drain_timeout_seconds: u64,
+    /// Whether another controller drains: `true` marks all node states for it.
+    #[arg(long, env = "USE_EXTERNAL_DRAINER", default_value = "false")]
+    use_external_drainer: String,
+    /// Where /healthz and /readyz are served: host:port, :port, or 0 for nowhere.
+    #[arg(long, env = "HEALTH_PROBE_BIND_ADDRESS", default_value = "0")]
+    health_probe_bind_address: String,
+    /// Where /metrics is served: host:port, :port, or 0 for nowhere.
+    #[arg(long, env = "METRICS_BIND_ADDRESS", default_value = "0")]
+    metrics_bind_address: String,
     /// Name of this process in the leader election; must differ between processes.
     #[arg(long, env = "POD_NAME")]
     identity: Option<String>,
+    #[command(flatten)]
+    admission: admission::Settings,
 }
 
 fn main() -> Result<()> {
     let Command::Run(run) = Arguments::parse().command;
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(start(run))
+    let (filter, log) = reload::Layer::new(log_filter(None));
+    tracing_subscriber::registry().with(filter).with(fmt::layer().with_writer(std::io::stderr).with_ansi(false)).init();
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(start(run, log))
 }
 
-async fn start(run: Run) -> Result<()> {
+/// `RUST_LOG`, or info; on top of it what the operator configuration says of this program (0 to 2).
+fn log_filter(level: Option<i64>) -> EnvFilter {
+    let base = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty()).unwrap_or_else(|| "info".to_owned());
+    let ours = match level {
+        None => return EnvFilter::new(base),
+        Some(..=0) => "info",
+        Some(1) => "debug",
+        Some(_) => "trace",
+    };
+    EnvFilter::new(format!("{base},sriov_operator={ours}"))
+}
+
+async fn start(run: Run, log: reload::Handle<EnvFilter, Registry>) -> Result<()> {
+    let (health_at, metrics_at) = (probes::address(&run.health_probe_bind_address)?, probes::address(&run.metrics_bind_address)?);
     let config = Config::infer().await.context("failed to find a cluster: neither in a pod nor with a kubeconfig")?;
     let namespace = run.namespace.unwrap_or_else(|| config.default_namespace.clone());
     let client = Client::try_from(config)?;
@@ -75,10 +107,24 @@ async fn start(run: Run) -> Result<()> {
         cni_bin_path: run.cni_bin_path,
         image_pull_secrets: run.image_pull_secrets.into_iter().filter(|name| !name.is_empty()).collect(),
         stale_state_delay: Duration::from_secs(minutes.saturating_mul(60)),
+        admission: run.admission,
+        drain_timeout: Duration::from_secs(run.drain_timeout_seconds.max(1)),
+        external_drainer: run.use_external_drainer == "true",
     };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), ?settings, identity, "operator started");
     let mut leadership = Leadership::new(Api::namespaced(client.clone(), &settings.namespace), "sriov-network-operator", &identity);
-    let context = Context::new(client, settings, &identity);
+    let set_level = move |level| {
+        if let Err(error) = log.reload(log_filter(level)) {
+            tracing::warn!(%error, "log level not changed");
+        }
+    };
+    let context = Arc::new(Context::new(client, settings, &identity).with_log_level(set_level));
+    let health = Health::default();
+    let addresses = probes::serve(health_at, metrics_at, health.clone(), context.metrics.clone()).await?;
+    tracing::info!(?addresses, "probes and metrics");
+    // Each replica answers, whoever leads.
+    let (serve, served) = tokio::sync::oneshot::channel::<()>();
+    let serving = tokio::spawn(admission::serve(Arc::clone(&context), async { served.await.unwrap_or_default() }));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let stop = pin!(async {
@@ -87,26 +133,46 @@ async fn start(run: Run) -> Result<()> {
             _ = interrupt.recv() => {}
         }
     });
-    let result = match select(stop, pin!(lead(&context, &mut leadership))).await {
+    let result = match select(stop, pin!(lead(&context, &mut leadership, &health))).await {
         Either::Left(((), _)) => Ok(()),
         Either::Right((lost, _)) => lost,
     };
     tracing::info!("operator stops");
     leadership.release().await;
+    drop(serve);
+    serving.await.context("the admission server broke down")?;
     result
 }
 
 /// Waits for the lease and works while it is held; returns only when it is lost.
-async fn lead(context: &Context, leadership: &mut Leadership) -> Result<()> {
+async fn lead(context: &Context, leadership: &mut Leadership, health: &Health) -> Result<()> {
+    health.set(Phase::Standby);
     leadership.acquire().await;
+    health.set(Phase::Listing);
+    context.metrics.leads();
     tracing::info!("this process is the leader");
     tokio::select! {
         lost = leadership.hold() => Err(lost.into()),
         // A watch ends only with the process.
-        () = work(context) => bail!("all watches ended"),
+        () = work(context, health) => bail!("all watches ended"),
     }
 }
 
-async fn work(context: &Context) {
-    futures::join!(node_policy::run(context), network::run(context), operator_config::run(context));
+async fn work(context: &Context, health: &Health) {
+    let fleet = Fleet::default();
+    let (policies, drains) = (node_policy::Controller::new(context, &fleet), drain::Controller::new(context, &fleet));
+    let listeners: [&dyn Listener; 2] = [&policies, &drains];
+    let complete = async {
+        fleet.ready().await;
+        health.set(Phase::Leading);
+    };
+    futures::join!(
+        fleet.watch(context, &listeners),
+        complete,
+        policies.run(),
+        drains.run(),
+        network::run(context),
+        operator_config::run(context),
+        admission::run(context)
+    );
 }

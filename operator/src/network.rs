@@ -19,10 +19,11 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::watcher;
+use sriov_crds::conditions::network as reason;
 use sriov_crds::{NetworkAttachmentDefinition, OVSNetwork, SriovIBNetwork, SriovNetwork};
 
 use crate::cache::{Cache, Change, Key};
-use crate::context::Context;
+use crate::context::{Context, Settings};
 use crate::queue::{self, Next, Queue, Requests};
 use crate::resources::RequestFailed;
 use kinds::Network;
@@ -47,6 +48,29 @@ impl<N: Network> Kind<N> {
     fn new() -> (Self, Requests<Key>) {
         let (queue, requests) = queue::new();
         (Self { objects: Cache::default(), queue }, requests)
+    }
+}
+
+/// The NAD that a network would be rendered to.
+pub(crate) struct Preview {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its CNI configuration, JSON.
+    pub config: String,
+}
+
+/// What an object of one of the three kinds would be rendered to, or why it cannot be; for those who judge it before it is stored.
+pub(crate) fn preview(kind: &str, object: &serde_json::Value, settings: &Settings) -> Result<Preview, String> {
+    fn of<N: Network>(object: &serde_json::Value, settings: &Settings) -> Result<Preview, String> {
+        let network: N = serde_json::from_value(object.clone()).map_err(|error| format!("the object could not be read: {error}"))?;
+        let wanted = validate::network(&network, settings).map_err(|refusal| refusal.message)?;
+        let (namespace, config) = (wanted.namespace.clone(), build::config_of(&network, wanted));
+        Ok(Preview { namespace, config })
+    }
+    match kind {
+        "SriovIBNetwork" => of::<SriovIBNetwork>(object, settings),
+        "OVSNetwork" => of::<OVSNetwork>(object, settings),
+        _ => of::<SriovNetwork>(object, settings),
     }
 }
 
@@ -96,7 +120,7 @@ async fn serve<N: Network>(context: &Context, shared: &Shared, kind: &Kind<N>, r
     let reconcile_all = async {
         kind.objects.ready().await;
         shared.namespaces.ready().await;
-        requests.serve(CONCURRENCY, |key| reconcile(context, shared, kind, key)).await;
+        requests.measured(context.metrics.meter("network")).serve(CONCURRENCY, |key| reconcile(context, shared, kind, key)).await;
     };
     futures::join!(follow, reconcile_all);
 }
@@ -114,7 +138,17 @@ async fn reconcile<N: Network>(context: &Context, shared: &Shared, kind: &Kind<N
             let found = gather::found(context, &shared.namespaces, &wanted).await?;
             match build::desired(network.as_ref(), wanted, &found, &context.settings) {
                 Err(refusal) => Err(refusal),
-                Ok(desired) => Ok(apply::nad(context, network.as_ref(), &desired).await?),
+                Ok(desired) => match apply::nad(context, network.as_ref(), &desired).await {
+                    Ok(()) => Ok(()),
+                    // Said where people look, and tried again: what is in the way may go without a change of the network.
+                    Err(error) => {
+                        if let Some(why) = error.refusal() {
+                            let refusal = validate::Refusal { reason: reason::NAD_INVALID, message: format!("not stored: {why}") };
+                            report::network(context, network.as_ref(), Err(refusal)).await?;
+                        }
+                        return Err(error);
+                    }
+                },
             }
         }
     };

@@ -52,12 +52,20 @@ impl Retryable for Error {
             Self::Request(request) => request.retry(),
         }
     }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::ReadConfig { .. } => "Unreadable",
+            Self::Request(request) => request.reason(),
+        }
+    }
 }
 
 /// Runs the controller; ends only by being dropped.
 pub async fn run(context: &Context) {
     let caches = Caches::default();
     let (queue, requests) = queue::new();
+    let requests = requests.measured(context.metrics.meter("operator_config"));
     // Without any object there is no event either.
     queue.add(Everything);
     let named = |name: &str| watcher::Config::default().fields(&format!("metadata.name={name}"));
@@ -92,6 +100,7 @@ fn spec_changed<T: Resource>(change: &Change<'_, T>) -> bool {
 
 async fn reconcile(context: &Context, caches: &Caches) -> Result<Next, Error> {
     let config = gather(context, caches)?;
+    context.set_log_level(config.as_ref().and_then(|c| c.spec.log_level));
     let unsupported = validate(config.as_ref().map(|c| &c.spec));
     let daemon_set = daemon_set::build(config.as_ref(), &context.settings);
     let applied = apply(context, &daemon_set).await;
@@ -115,7 +124,7 @@ fn gather(context: &Context, caches: &Caches) -> Result<Option<SriovOperatorConf
 /// Settings that this version does not carry out.
 fn validate(spec: Option<&SriovOperatorConfigSpec>) -> Vec<&'static str> {
     let Some(spec) = spec else { return vec![] };
-    let wanted = [("enableInjector", spec.enable_injector), ("enableOperatorWebhook", spec.enable_operator_webhook), ("useCDI", spec.use_cdi)];
+    let wanted = [("useCDI", spec.use_cdi)];
     wanted.into_iter().filter(|(_, wanted)| *wanted).map(|(name, _)| name).collect()
 }
 

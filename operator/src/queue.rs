@@ -3,7 +3,7 @@
 //!
 //! What does not live here: what reconciling means. Invariant: a request made while its key runs leads to another run.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::hash::Hash;
 use std::pin::Pin;
@@ -13,6 +13,8 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
+
+use crate::metrics::Meter;
 
 /// First delay after a failure; doubles with each further one.
 const FIRST_DELAY: Duration = Duration::from_millis(250);
@@ -41,6 +43,11 @@ pub enum Retry {
 pub trait Retryable: fmt::Display {
     /// See [`Retry`].
     fn retry(&self) -> Retry;
+
+    /// One word for metrics, one of a few.
+    fn reason(&self) -> &'static str {
+        "Invalid"
+    }
 }
 
 /// The asking side.
@@ -67,18 +74,108 @@ impl<K> Queue<K> {
 #[derive(Debug)]
 pub struct Requests<K> {
     requests: mpsc::UnboundedReceiver<K>,
+    meter: Option<Meter>,
 }
 
 /// A new queue.
 pub fn new<K>() -> (Queue<K>, Requests<K>) {
     let (sender, receiver) = mpsc::unbounded_channel();
-    (Queue { requests: sender }, Requests { requests: receiver })
+    (Queue { requests: sender }, Requests { requests: receiver, meter: None })
 }
 
 /// One key being reconciled.
-type Running<'a, K, E> = Pin<Box<dyn Future<Output = (K, Result<Next, E>)> + 'a>>;
+type Running<'a, K, E> = Pin<Box<dyn Future<Output = (K, Instant, Result<Next, E>)> + 'a>>;
+
+/// The keys that are not running: each at most once, found by key and by time. Every operation is logarithmic, because at a start all nodes of
+/// a cluster wait at the same time.
+#[derive(Debug)]
+struct Waiting<K> {
+    by_key: HashMap<K, (Instant, u64)>,
+    by_time: BTreeSet<(Instant, u64, K)>,
+    count: u64,
+}
+
+impl<K: Clone + Ord + Hash> Waiting<K> {
+    /// Keys of the same time come in the order in which they were put in.
+    fn put(&mut self, key: K, at: Instant) {
+        if let Some((old, number)) = self.by_key.get(&key).copied() {
+            if old <= at {
+                return;
+            }
+            self.by_time.remove(&(old, number, key.clone()));
+        }
+        self.count += 1;
+        self.by_key.insert(key.clone(), (at, self.count));
+        self.by_time.insert((at, self.count, key));
+    }
+
+    fn next_time(&self) -> Option<Instant> {
+        self.by_time.first().map(|(at, _, _)| *at)
+    }
+
+    fn take_due(&mut self, now: Instant) -> Option<K> {
+        if self.next_time()? > now {
+            return None;
+        }
+        let (_, _, key) = self.by_time.pop_first()?;
+        self.by_key.remove(&key);
+        Some(key)
+    }
+}
+
+/// What is known of the keys while a queue is served.
+struct Book<K> {
+    waiting: Waiting<K>,
+    failures: HashMap<K, u32>,
+    /// Running keys; the value says when one that was asked for meanwhile is due.
+    active: HashMap<K, Option<Instant>>,
+    meter: Option<Meter>,
+}
+
+impl<K: Clone + Ord + Hash + fmt::Display> Book<K> {
+    fn request(&mut self, key: K) {
+        match self.active.get_mut(&key) {
+            Some(again) => *again = Some(Instant::now()),
+            None => self.waiting.put(key, Instant::now()),
+        }
+        self.measure_depth();
+    }
+
+    fn start(&mut self) -> Option<K> {
+        let key = self.waiting.take_due(Instant::now())?;
+        self.active.insert(key.clone(), None);
+        tracing::debug!(%key, "reconciles");
+        self.measure_depth();
+        Some(key)
+    }
+
+    fn finish<E: Retryable>(&mut self, key: K, started: Instant, outcome: Result<Next, E>) {
+        if let Some(meter) = &self.meter {
+            meter.finished(started.elapsed(), outcome.as_ref().err().map(Retryable::reason));
+        }
+        let asked = self.active.remove(&key).flatten();
+        let delay = delay_after(&key, outcome, &mut self.failures);
+        // A request that came meanwhile is sooner than any delay.
+        if let Some(at) = asked.or_else(|| delay.map(|delay| Instant::now() + delay)) {
+            self.waiting.put(key, at);
+        }
+        self.measure_depth();
+    }
+
+    fn measure_depth(&self) {
+        if let Some(meter) = &self.meter {
+            meter.depth(self.waiting.by_key.len());
+        }
+    }
+}
 
 impl<K: Clone + Ord + Hash + fmt::Display> Requests<K> {
+    /// Measures what is served from now on.
+    #[must_use]
+    pub fn measured(self, meter: Meter) -> Self {
+        Self { meter: Some(meter), ..self }
+    }
+
     /// Reconciles keys as they come, at most `concurrency` at a time, until every asking side is gone.
     pub async fn serve<Run, Fut, E>(mut self, concurrency: usize, reconcile: Run)
     where
@@ -86,35 +183,27 @@ impl<K: Clone + Ord + Hash + fmt::Display> Requests<K> {
         Fut: Future<Output = Result<Next, E>>,
         E: Retryable,
     {
-        let mut waiting: BTreeMap<K, Instant> = BTreeMap::new();
-        let mut failures: HashMap<K, u32> = HashMap::new();
-        let mut active: Vec<K> = Vec::new();
+        let waiting: Waiting<K> = Waiting { by_key: HashMap::new(), by_time: BTreeSet::new(), count: 0 };
+        let mut book: Book<K> = Book { waiting, failures: HashMap::new(), active: HashMap::new(), meter: self.meter.take() };
         let mut running: FuturesUnordered<Running<'_, K, E>> = FuturesUnordered::new();
         loop {
-            let now = Instant::now();
-            while active.len() < concurrency {
-                let due = waiting.iter().find(|(key, at)| **at <= now && !active.contains(key)).map(|(key, _)| key.clone());
-                let Some(key) = due else { break };
-                waiting.remove(&key);
-                active.push(key.clone());
-                running.push(Box::pin(reconcile(key.clone()).map(move |outcome| (key, outcome))));
+            // All that was asked so far before anything is begun, so that a key asked for twice runs once.
+            while let Ok(key) = self.requests.try_recv() {
+                book.request(key);
             }
-            let free = active.len() < concurrency;
-            let wake = waiting.iter().filter(|(key, _)| free && !active.contains(key)).map(|(_, at)| *at).min();
+            while running.len() < concurrency {
+                let Some(key) = book.start() else { break };
+                let started = Instant::now();
+                running.push(Box::pin(reconcile(key.clone()).map(move |outcome| (key, started, outcome))));
+            }
+            let wake = book.waiting.next_time().filter(|_| running.len() < concurrency);
             tokio::select! {
                 request = self.requests.recv() => match request {
-                    Some(key) => { waiting.insert(key, Instant::now()); }
+                    Some(key) => book.request(key),
                     None => return,
                 },
-                Some((key, outcome)) = running.next(), if !active.is_empty() => {
-                    active.retain(|other| *other != key);
-                    let delay = delay_after(&key, outcome, &mut failures);
-                    // A request that came meanwhile is sooner than any delay.
-                    if let Some(delay) = delay {
-                        waiting.entry(key).or_insert_with(|| Instant::now() + delay);
-                    }
-                }
-                () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => {}
+                Some((key, started, outcome)) = running.next(), if !running.is_empty() => book.finish(key, started, outcome),
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
             }
         }
     }
@@ -223,6 +312,44 @@ mod tests {
         })
         .await;
         assert_eq!(runs.get(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_is_sooner_than_the_delay_that_a_key_waits_for() {
+        let (queue, requests) = new();
+        let runs = RefCell::new(vec![]);
+        let start = Instant::now();
+        queue.add(1);
+        let asking = async {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            queue.add(1);
+            tokio::time::sleep(Duration::from_secs(600)).await;
+        };
+        let serving = serve_for(30, requests, |_| {
+            runs.borrow_mut().push(start.elapsed().as_secs());
+            async { Ok(Next::After(Duration::from_secs(60))) }
+        });
+        futures::future::select(Box::pin(asking), Box::pin(serving)).await;
+        assert_eq!(runs.into_inner(), [0, 2]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cluster_of_keys_is_served_once_each_in_the_order_of_asking() {
+        let (sender, receiver) = mpsc::unbounded_channel::<u32>();
+        let requests = Requests { requests: receiver, meter: None };
+        let runs = RefCell::new(vec![]);
+        for key in (0..20_000).rev() {
+            sender.send(key).unwrap();
+        }
+        let began = std::time::Instant::now();
+        let serving = requests.serve(16, |key| {
+            runs.borrow_mut().push(key);
+            async { Ok::<_, Failed>(Next::Wait) }
+        });
+        tokio::time::timeout(Duration::from_secs(1), serving).await.ok();
+        assert_eq!(runs.into_inner(), (0..20_000).rev().collect::<Vec<_>>());
+        // A scan of all waiting keys at each step would take minutes.
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     }
 
     #[tokio::test(start_paused = true)]

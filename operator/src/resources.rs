@@ -42,9 +42,34 @@ impl RequestFailed {
     }
 }
 
+impl RequestFailed {
+    /// What the API server said when it would not take the object as it is: a schema, a webhook or a right is in the way, not the moment.
+    pub fn refusal(&self) -> Option<&str> {
+        match self.cause.as_ref() {
+            kube::Error::Api(status) if matches!(status.code, 400 | 403 | 422) => Some(&status.message),
+            _ => None,
+        }
+    }
+}
+
 impl Retryable for RequestFailed {
     fn retry(&self) -> Retry {
         Retry::Backoff
+    }
+
+    fn reason(&self) -> &'static str {
+        match self.cause.as_ref() {
+            kube::Error::Api(status) => match status.code {
+                403 => "Forbidden",
+                404 => "NotFound",
+                409 => "Conflict",
+                422 => "Refused",
+                429 => "TooManyRequests",
+                500.. => "ServerError",
+                _ => "Rejected",
+            },
+            _ => "NoAnswer",
+        }
     }
 }
 
@@ -97,14 +122,7 @@ where
     if !conditions::set(&mut conditions, outcome.clone(), object.meta().generation, &Time(Timestamp::now())) {
         return Ok(());
     }
-    let (kind, name) = (K::kind(&()), object.name_any());
-    let api = Api::<K>::namespaced(context.client.clone(), &object.namespace().unwrap_or_default());
-    let status = json!({
-        "apiVersion": K::api_version(&()), "kind": kind, "metadata": { "name": name }, "status": { "conditions": conditions },
-    });
-    api.patch_status(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(status))
-        .await
-        .map_err(|e| RequestFailed::new("write the status of", &kind, &name, e))?;
+    write_status(context, object, &json!({ "conditions": conditions })).await?;
     let status = if outcome.status { "True" } else { "False" };
     if before.as_ref().is_none_or(|(old_status, old_reason)| old_status != status || old_reason != outcome.reason) {
         publish(context, object, &outcome).await;
@@ -112,7 +130,22 @@ where
     Ok(())
 }
 
-async fn publish<K: Resource<DynamicType = ()>>(context: &Context, object: &K, outcome: &Outcome) {
+/// Server-side apply of an object's whole status.
+pub async fn write_status<K>(context: &Context, object: &K, status: &impl Serialize) -> Result<(), RequestFailed>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+{
+    let (kind, name) = (K::kind(&()), object.name_any());
+    let api = Api::<K>::namespaced(context.client.clone(), &object.namespace().unwrap_or_default());
+    let status = json!({ "apiVersion": K::api_version(&()), "kind": kind, "metadata": { "name": name }, "status": status });
+    api.patch_status(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(status))
+        .await
+        .map_err(|e| RequestFailed::new("write the status of", &kind, &name, e))?;
+    Ok(())
+}
+
+/// An Event that says an outcome.
+pub async fn publish<K: Resource<DynamicType = ()>>(context: &Context, object: &K, outcome: &Outcome) {
     let event = Event {
         type_: if outcome.status { EventType::Normal } else { EventType::Warning },
         reason: outcome.reason.to_owned(),

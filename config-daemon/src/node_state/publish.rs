@@ -15,6 +15,7 @@ use kube::api::{Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client};
 use serde_json::{Value, json};
+use sriov_crds::conditions::DRAINED;
 use sriov_crds::keys::DESIRED_STATE;
 use sriov_crds::node_state::{SYNC_FAILED, SriovNetworkNodeState, SriovNetworkNodeStateStatus};
 use tokio::time::timeout;
@@ -114,7 +115,12 @@ impl Publisher {
     fn earlier(&self, object: &Seen) -> SriovNetworkNodeStateStatus {
         match &self.published {
             Some((uid, status)) if *uid == object.uid => status.clone(),
-            _ => object.status.clone(),
+            _ => {
+                let mut status = object.status.clone();
+                // The operator's: repeated by the daemon it would never go away.
+                status.conditions.retain(|condition| condition.type_ != DRAINED);
+                status
+            }
         }
     }
 

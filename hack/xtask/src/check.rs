@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::image::products::{self, Profile};
 use crate::workspace::{Workspace, stdout_of};
-use crate::{chart, gen_crds, gen_proto};
+use crate::{chart, gen_crds, gen_docs, gen_proto};
 
 /// One thing that is checked.
 struct Check {
@@ -25,7 +25,7 @@ struct Check {
 }
 
 /// Cheap ones first, so that a mistake is seen early.
-const CHECKS: [Check; 19] = [
+const CHECKS: [Check; 21] = [
     Check { name: "fmt", run: fmt },
     Check { name: "first-line", run: first_line },
     Check { name: "forbidden-words", run: forbidden_words },
@@ -38,8 +38,10 @@ const CHECKS: [Check; 19] = [
     Check { name: "wall-operator", run: |workspace| wall(workspace, "sriov-operator") },
     Check { name: "wall-device-plugin", run: |workspace| wall(workspace, "sriov-device-plugin") },
     Check { name: "wall-config-daemon", run: |workspace| wall(workspace, "sriov-config-daemon") },
+    Check { name: "wall-kubectl-sriov", run: |workspace| wall(workspace, "kubectl-sriov") },
     Check { name: "generated-crds", run: |workspace| gen_crds::run(workspace, true) },
     Check { name: "generated-proto", run: |workspace| gen_proto::run(workspace.root(), true) },
+    Check { name: "generated-reference", run: |workspace| gen_docs::run(workspace, true) },
     Check { name: "generated-manifest", run: |workspace| chart::generate(workspace, true) },
     Check { name: "chart", run: chart::lint },
     Check { name: "dependency-licences", run: dependency_licences },

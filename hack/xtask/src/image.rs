@@ -6,6 +6,7 @@
 //! Invariant: the same [`ImageSpec`] and file contents give the same bytes. Entries are sorted by path, every time is 0 and every owner is root.
 
 pub(crate) mod products;
+mod sbom;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -105,6 +106,15 @@ impl ImageSpec {
         ensure!(both_folders, "cannot put {path} into the image twice");
         self.entries.insert(relative.to_owned(), content);
         Ok(())
+    }
+
+    /// Bytes of all files that were put in so far.
+    pub(crate) fn size(&self) -> Result<u64> {
+        let of = |content: &Content| match content {
+            Content::Copy(from, _) => Ok(std::fs::metadata(from).with_context(|| format!("look at {}", from.display()))?.len()),
+            Content::Folder(_) | Content::Link(_) => Ok(0),
+        };
+        self.entries.values().map(of).sum()
     }
 
     /// Copies a file of this machine, keeping its permission bits.

@@ -5,6 +5,7 @@
 mod chart;
 mod check;
 mod gen_crds;
+mod gen_docs;
 mod gen_proto;
 mod image;
 mod lab_build;
@@ -42,6 +43,12 @@ enum Task {
     /// Write the CustomResourceDefinitions into crds/yaml.
     GenCrds {
         /// Change nothing; fail if something is stale.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Write docs/reference.md, every kind with every field.
+    GenDocs {
+        /// Change nothing; fail if it is stale.
         #[arg(long)]
         check: bool,
     },
@@ -94,6 +101,7 @@ fn run(task: Task) -> Result<bool> {
         Task::Check { list: true, .. } => println!("{}", check::names().join("\n")),
         Task::Check { only, .. } => return Ok(check::run(&workspace, &only)?.failed == 0),
         Task::GenCrds { check } => gen_crds::run(&workspace, check)?,
+        Task::GenDocs { check } => gen_docs::run(&workspace, check)?,
         Task::GenManifest { check } => chart::generate(&workspace, check)?,
         Task::GenProto { check } => gen_proto::run(workspace.root(), check)?,
         Task::Image { profile, out } => image(&workspace, profile, out)?,
@@ -109,7 +117,8 @@ fn image(workspace: &Workspace, profile: Profile, out: Option<PathBuf>) -> Resul
         None => workspace.target_dir()?.join("images"),
     };
     for image in products::build(workspace, profile, &out)? {
-        println!("{} {} {}", image.name, image.digest, image.archive.display());
+        let bytes = std::fs::metadata(&image.archive)?.len();
+        println!("{} {} {bytes} bytes {}", image.name, image.digest, image.archive.display());
     }
     Ok(())
 }

@@ -59,8 +59,8 @@ pub(super) fn desired<N: Network>(network: &N, wanted: Wanted, found: &Found, se
 
 /// The whole object as it is applied.
 fn nad<N: Network>(network: &N, wanted: Wanted, settings: &Settings) -> Value {
-    let Wanted { namespace, name, capabilities, ipam, meta_plugins } = wanted;
-    let config = config(&name, network.plugin(capabilities, ipam), meta_plugins).pretty();
+    let (namespace, name) = (wanted.namespace.clone(), wanted.name.clone());
+    let config = config_of(network, wanted);
     let mut metadata = json!({
         "name": name,
         "namespace": namespace,
@@ -80,6 +80,12 @@ fn nad<N: Network>(network: &N, wanted: Wanted, settings: &Settings) -> Value {
         }]);
     }
     json!({ "apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition", "metadata": metadata, "spec": { "config": config } })
+}
+
+/// The CNI configuration, as text.
+pub(super) fn config_of<N: Network>(network: &N, wanted: Wanted) -> String {
+    let Wanted { namespace: _, name, capabilities, ipam, meta_plugins } = wanted;
+    config(&name, network.plugin(capabilities, ipam), meta_plugins).pretty()
 }
 
 fn config(name: &str, plugin: Json, meta_plugins: Vec<Json>) -> Json {
@@ -146,6 +152,9 @@ mod tests {
             cni_bin_path: String::new(),
             image_pull_secrets: vec![],
             stale_state_delay: Duration::ZERO,
+            admission: crate::admission::Settings::for_tests(),
+            drain_timeout: Duration::from_secs(900),
+            external_drainer: false,
         }
     }
 

@@ -17,6 +17,8 @@ use super::validate::Node;
 pub(super) struct Desired {
     /// The spec to write, when it differs from what is there.
     pub spec: Option<SriovNetworkNodeStateSpec>,
+    /// Whether there is no node state yet.
+    pub create: bool,
     /// What happens to the annotation `keep-state-until`.
     pub keep: Keep,
     /// Whether the node state is deleted.
@@ -48,13 +50,13 @@ pub(super) fn desired(node: &Node, now: Timestamp, stale_state_delay: Duration) 
     let held_by = held_by(node);
     let wanted = match (&node.pfs, &node.state) {
         _ if !held_by.is_empty() => None,
-        (Some(pfs), _) => Some(spec(&node.policies, pfs)),
+        (Some(pfs), _) => Some(SriovNetworkNodeStateSpec { system: node.system.clone(), ..spec(&node.policies, pfs) }),
         (None, None) => Some(SriovNetworkNodeStateSpec::default()),
         // Not reported (any more): what was rendered stays.
         (None, Some(_)) => None,
     };
     let spec = wanted.filter(|wanted| node.state.as_ref().is_none_or(|state| state.spec != *wanted));
-    Desired { spec, keep, held_by, ..Desired::default() }
+    Desired { spec, create: node.state.is_none(), keep, held_by, ..Desired::default() }
 }
 
 /// A node that is not selected any more keeps its state for a while, because it may come back.
@@ -96,6 +98,8 @@ mod tests {
         config: Option<SriovOperatorConfig>,
         #[serde(default)]
         policies: Vec<serde_json::Value>,
+        #[serde(default)]
+        pools: Vec<serde_json::Value>,
         labels: BTreeMap<String, String>,
         #[serde(default)]
         state: Option<SriovNetworkNodeState>,
@@ -104,7 +108,8 @@ mod tests {
     fn node(input: Input) -> Node {
         let guard = |value| std::sync::Arc::new(serde_json::from_value::<DeserializeGuard<SriovNetworkNodePolicy>>(value).unwrap());
         let policies = input.policies.into_iter().map(guard).collect();
-        validate::node(Gathered { labels: Some(input.labels), config: input.config, policies, state: input.state })
+        let pools = input.pools.into_iter().map(|pool| std::sync::Arc::new(serde_json::from_value(pool).unwrap())).collect();
+        validate::node(Gathered { labels: Some(input.labels), config: input.config, policies, pools, state: input.state })
     }
 
     fn noon() -> Timestamp {

@@ -1,15 +1,17 @@
-//! I/O: what one node's state is made from, taken from the caches. Decides nothing.
+//! I/O: what one node's state is made from, taken from the fleet. Decides nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kube::ResourceExt;
 use kube::core::DeserializeGuard;
-use sriov_crds::{SriovNetworkNodePolicy, SriovNetworkNodeState, SriovOperatorConfig, keys};
+use sriov_crds::{SriovNetworkNodePolicy, SriovNetworkNodeState, SriovNetworkPoolConfig, SriovOperatorConfig, keys};
 
-use super::Caches;
+use super::tally::Standing;
+use super::validate;
 use crate::cache::Key;
 use crate::context::Context;
+use crate::fleet::{Fleet, PoolGuard};
 
 /// Why a node cannot be worked on.
 #[derive(Debug, thiserror::Error)]
@@ -38,26 +40,49 @@ pub(super) struct Gathered {
     pub config: Option<SriovOperatorConfig>,
     /// All policies of the operator's namespace.
     pub policies: Vec<Arc<DeserializeGuard<SriovNetworkNodePolicy>>>,
+    /// All pools of the operator's namespace.
+    pub pools: Vec<Arc<PoolGuard>>,
     /// The node's state, if there is one.
     pub state: Option<SriovNetworkNodeState>,
 }
 
-pub(super) fn node(caches: &Caches, context: &Context, name: &str) -> Result<Gathered, Error> {
+impl Gathered {
+    /// Pools that can be read.
+    pub(super) fn readable_pools(&self) -> impl Iterator<Item = &SriovNetworkPoolConfig> {
+        self.pools.iter().filter_map(|pool| pool.0.as_ref().ok())
+    }
+}
+
+pub(super) fn node(fleet: &Fleet, context: &Context, name: &str) -> Result<Gathered, Error> {
     let namespace = &context.settings.namespace;
-    let config = match caches.configs.get(&Key::new(namespace, keys::DEFAULT_CONFIG)).as_deref() {
+    let config = match fleet.configs.get(&Key::new(namespace, keys::DEFAULT_CONFIG)).as_deref() {
         None => None,
         Some(DeserializeGuard(Ok(config))) => Some(config.clone()),
         Some(DeserializeGuard(Err(invalid))) => return Err(Error::ReadConfig { why: invalid.error.clone() }),
     };
-    let state = match caches.states.get(&Key::new(namespace, name)).as_deref() {
+    let state = match fleet.states.get(&Key::new(namespace, name)).as_deref() {
         None => None,
         Some(DeserializeGuard(Ok(state))) => Some(state.clone()),
         Some(DeserializeGuard(Err(invalid))) => return Err(Error::ReadState { name: name.to_owned(), why: invalid.error.clone() }),
     };
-    let labels = caches.nodes.get(&Key::new("", name)).map(|node| node.labels().clone());
-    Ok(Gathered { labels, config, policies: caches.policies.list(), state })
+    let labels = fleet.nodes.get(&Key::new("", name)).map(|node| node.labels().clone());
+    Ok(Gathered { labels, config, policies: fleet.policies.list(), pools: fleet.pools.list(), state })
 }
 
-pub(super) fn policy(caches: &Caches, context: &Context, name: &str) -> Option<Arc<DeserializeGuard<SriovNetworkNodePolicy>>> {
-    caches.policies.get(&Key::new(&context.settings.namespace, name))
+pub(super) fn policy(fleet: &Fleet, context: &Context, name: &str) -> Option<Arc<DeserializeGuard<SriovNetworkNodePolicy>>> {
+    fleet.policies.get(&Key::new(&context.settings.namespace, name))
+}
+
+/// How the managed nodes that the policy selects stand, by name.
+pub(super) fn standings(fleet: &Fleet, context: &Context, policy: &DeserializeGuard<SriovNetworkNodePolicy>) -> Vec<(String, Standing)> {
+    let config = fleet.config(&context.settings.namespace);
+    let selector = validate::node_selector(config.as_ref().map(|c| &c.spec.config_daemon_node_selector));
+    let nodes = fleet.nodes.list();
+    let counted = nodes.iter().filter(|node| sriov_crds::resolve::selects(&selector, node.labels()) && validate::may_select(policy, node.labels()));
+    let standing = |name: String| {
+        let state = fleet.states.get(&Key::new(&context.settings.namespace, &name));
+        let standing = Standing::of(state.as_ref().and_then(|state| state.0.as_ref().ok()));
+        (name, standing)
+    };
+    counted.map(|node| standing(node.name_any())).collect()
 }

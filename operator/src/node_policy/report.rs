@@ -1,15 +1,18 @@
-//! I/O: what became of a policy (its `Ready` condition) and of a node (the log; the node state's status is the daemon's).
+//! I/O: what became of a policy (its status) and of a node (the log; the node state's status is the daemon's).
 
 use std::time::Duration;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::core::DeserializeGuard;
 use sriov_crds::SriovNetworkNodePolicy;
-use sriov_crds::conditions::{self, Outcome};
+use sriov_crds::conditions::{self, DEGRADED, Outcome, PROGRESSING, READY, policy as reason};
 use sriov_crds::keys::LEGACY_DEFAULT_POLICY;
+use sriov_crds::node_policy::SriovNetworkNodePolicyStatus;
 use sriov_crds::resolve::{Malformed, Policy};
 
 use super::build::{Desired, Keep};
+use super::tally::Tally;
 use super::validate::Node;
 use crate::context::Context;
 use crate::queue::Next;
@@ -19,6 +22,7 @@ pub(super) async fn policy(
     context: &Context,
     policy: &DeserializeGuard<SriovNetworkNodePolicy>,
     result: Result<Policy, Malformed>,
+    tally: &Tally,
 ) -> Result<(), RequestFailed> {
     let Ok(object) = &policy.0 else {
         // A status cannot be written to an object whose spec its own schema would refuse.
@@ -30,22 +34,54 @@ pub(super) async fn policy(
     if object.metadata.name.as_deref() == Some(LEGACY_DEFAULT_POLICY) {
         return Ok(());
     }
-    let outcome = match result {
-        Ok(_) => Outcome {
-            kind: conditions::READY,
-            status: true,
-            reason: conditions::policy::ACCEPTED,
-            message: "the policy is carried out on the nodes and PFs that it selects".to_owned(),
-        },
-        Err(malformed) => Outcome {
-            kind: conditions::READY,
-            status: false,
-            reason: conditions::policy::INVALID,
-            message: format!("{malformed}; nodes that have VFs of this policy stay as they are until it is corrected"),
-        },
+    let before = object.status.clone().unwrap_or_default();
+    let mut status = SriovNetworkNodePolicyStatus {
+        matched_nodes: tally.matched,
+        configured_nodes: tally.configured,
+        pending_nodes: tally.pending,
+        failed_nodes: tally.failed,
+        first_failure: tally.first_failure.clone(),
+        conditions: before.conditions.clone(),
     };
-    let existing = object.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
-    resources::report(context, object, existing, outcome).await
+    let outcomes = verdict(result.err().as_ref(), tally);
+    let ready = outcomes[0].clone();
+    for outcome in outcomes {
+        conditions::set(&mut status.conditions, outcome, object.metadata.generation, &Time(Timestamp::now()));
+    }
+    if status == before {
+        return Ok(());
+    }
+    resources::write_status(context, object, &status).await?;
+    let same = |c: &Condition| c.type_ == ready.kind && c.reason == ready.reason && (c.status == "True") == ready.status;
+    if !before.conditions.iter().any(same) {
+        resources::publish(context, object, &ready).await;
+    }
+    Ok(())
+}
+
+/// `Ready`, `Progressing` and `Degraded`.
+fn verdict(malformed: Option<&Malformed>, tally: &Tally) -> [Outcome; 3] {
+    let outcome = |kind, status, reason, message: String| Outcome { kind, status, reason, message };
+    let ready = match malformed {
+        None => outcome(READY, true, reason::ACCEPTED, "the policy is carried out on the nodes and PFs that it selects".to_owned()),
+        Some(malformed) => {
+            let message = format!("{malformed}; nodes that have VFs of this policy stay as they are until it is corrected");
+            outcome(READY, false, reason::INVALID, message)
+        }
+    };
+    let progressing = match tally.matched {
+        0 => outcome(PROGRESSING, false, reason::NO_NODES, "no managed node has the labels of its nodeSelector".to_owned()),
+        _ if tally.pending == 0 => outcome(PROGRESSING, false, reason::CONFIGURED, String::new()),
+        _ => outcome(PROGRESSING, true, reason::CONFIGURING, format!("{} of {} nodes are to answer", tally.pending, tally.matched)),
+    };
+    let degraded = match &tally.first_failure {
+        None => outcome(DEGRADED, false, reason::CONFIGURED, String::new()),
+        Some(first) => {
+            let message = format!("{} of {} nodes failed; node {}: {}", tally.failed, tally.matched, first.node, first.message);
+            outcome(DEGRADED, true, reason::NODES_FAILED, message)
+        }
+    };
+    [ready, progressing, degraded]
 }
 
 pub(super) fn node(name: &str, node: &Node, desired: &Desired) -> Next {

@@ -10,8 +10,10 @@ use sriov_crds::keys::KEEP_STATE_UNTIL;
 use sriov_crds::node_state::InterfaceStatus;
 use sriov_crds::{SriovNetworkNodePolicy, SriovNetworkNodeState, SriovOperatorConfig};
 
+use super::tally::Standing;
 use super::validate::{may_select, was_reported};
 use crate::cache::Change;
+use crate::fleet::PoolGuard;
 
 /// Labels changed, or the node came or went.
 pub(super) fn node_matters(change: &Change<'_, PartialObjectMeta<Node>>) -> bool {
@@ -61,6 +63,23 @@ fn identities(state: &SriovNetworkNodeState) -> Option<Vec<impl PartialEq>> {
     };
     let status = state.status.as_ref().filter(|s| was_reported(s))?;
     Some(status.interfaces.iter().map(identity).collect())
+}
+
+/// How the node stands to what is asked of it changed.
+pub(super) fn standing_matters(change: &Change<'_, DeserializeGuard<SriovNetworkNodeState>>) -> bool {
+    let standing = |state: Option<&DeserializeGuard<SriovNetworkNodeState>>| state.map(|state| Standing::of(state.0.as_ref().ok()));
+    standing(change.old) != standing(change.new)
+}
+
+/// Nodes of the pool, or what it says of them, changed; its status did not.
+pub(super) fn pool_matters(change: &Change<'_, PoolGuard>) -> bool {
+    let essence = |pool: Option<&PoolGuard>| {
+        let pool = pool?;
+        let deleted = pool.meta().deletion_timestamp.is_some();
+        Some(pool.0.as_ref().map(|p| (p.spec.node_selector.clone(), p.spec.rdma_mode.clone(), deleted)).map_err(|e| e.error.clone()))
+    };
+    let (old, new): (Option<Result<_, String>>, _) = (essence(change.old), essence(change.new));
+    old != new
 }
 
 /// The selection of nodes changed.

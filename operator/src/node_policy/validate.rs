@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 
 use kube::core::DeserializeGuard;
 use kube::{Resource, ResourceExt};
-use sriov_crds::node_state::{InterfaceStatus, SriovNetworkNodeStateStatus};
+use sriov_crds::node_state::{InterfaceStatus, SriovNetworkNodeStateStatus, System};
 use sriov_crds::resolve::{Malformed, Policy, order, selects};
 use sriov_crds::{SriovNetworkNodePolicy, SriovNetworkNodeState, keys};
 
 use super::gather::Gathered;
+use crate::drain::pools::pools_of;
 
 /// A node as far as policies are concerned.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub(super) struct Node {
     pub malformed: Vec<String>,
     /// PFs that its daemon reported; `None` before the first report.
     pub pfs: Option<Vec<InterfaceStatus>>,
+    /// Settings of the whole node, from its pool.
+    pub system: Option<System>,
     /// Its state, if there is one.
     pub state: Option<SriovNetworkNodeState>,
 }
@@ -34,7 +37,8 @@ pub(crate) fn policy(policy: &DeserializeGuard<SriovNetworkNodePolicy>) -> Resul
 }
 
 pub(super) fn node(gathered: Gathered) -> Node {
-    let Gathered { labels, config, policies, state } = gathered;
+    let system = system(&gathered);
+    let Gathered { labels, config, policies, pools: _, state } = gathered;
     let selector = node_selector(config.as_ref().map(|c| &c.spec.config_daemon_node_selector));
     let selected = labels.as_ref().is_some_and(|labels| selects(&selector, labels));
     let mut valid = vec![];
@@ -51,7 +55,23 @@ pub(super) fn node(gathered: Gathered) -> Node {
     }
     order(&mut valid);
     let pfs = state.as_ref().and_then(|s| s.status.as_ref()).filter(|s| was_reported(s)).map(|s| s.interfaces.clone());
-    Node { selected, policies: valid, malformed, pfs, state }
+    Node { selected, policies: valid, malformed, pfs, system, state }
+}
+
+/// What the node's pool says of the whole node. With several pools, or one that cannot be read, what was rendered stays: "unknown" is not
+/// "unset", which would cost the node a reboot.
+fn system(gathered: &Gathered) -> Option<System> {
+    let labels = gathered.labels.as_ref()?;
+    let pools = pools_of(gathered.readable_pools(), labels);
+    let unreadable = gathered.pools.iter().any(|pool| pool.0.is_err());
+    match pools.as_slice() {
+        [] if !unreadable => None,
+        [pool] if !unreadable => {
+            let mode = pool.spec.rdma_mode.clone().filter(|mode| !mode.is_empty());
+            mode.map(|mode| System { rdma_mode: Some(mode), ..System::default() })
+        }
+        _ => gathered.state.as_ref().and_then(|state| state.spec.system.clone()),
+    }
 }
 
 /// The node selector in force: the configured one replaces the default entirely.

@@ -336,6 +336,9 @@ mod tests {
             cni_bin_path: "/usr/libexec/cni".into(),
             image_pull_secrets: input.image_pull_secrets.clone(),
             stale_state_delay: Duration::ZERO,
+            admission: crate::admission::Settings::for_tests(),
+            drain_timeout: Duration::from_secs(900),
+            external_drainer: false,
         };
         build(input.config.as_ref(), &settings)
     }

@@ -11,11 +11,11 @@ pub(super) struct Wall {
 }
 
 /// The product's programs: none may depend on another, they meet in files and in the API only.
-const PROGRAMS: [&str; 4] = ["sriov-operator", "sriov-config-daemon", "sriov-device-plugin", "sriov-cni"];
+const PROGRAMS: [&str; 5] = ["sriov-operator", "sriov-config-daemon", "sriov-device-plugin", "sriov-cni", "kubectl-sriov"];
 /// What only serves tests and the work in this repository.
 const WORKSHOP: [&str; 2] = ["sriov-tests", "xtask"];
 
-const WALLS: [Wall; 6] = [
+const WALLS: [Wall; 7] = [
     Wall {
         package: "sriov-host",
         without: &[
@@ -101,6 +101,11 @@ const WALLS: [Wall; 6] = [
         without: &["rtnetlink", "nix", "openssl", "openssl-sys"],
         reason: "the machine is reached through sriov-host only",
     },
+    Wall {
+        package: "kubectl-sriov",
+        without: &["sriov-host", "netlink-*", "rtnetlink", "nix", "axum", "tonic*"],
+        reason: "it runs on a person's own machine and knows the API only",
+    },
 ];
 
 /// The wall around one package.
@@ -166,6 +171,8 @@ mod tests {
             ("sriov-device-plugin", "kube"),
             ("sriov-device-plugin", "k8s-openapi"),
             ("sriov-config-daemon", "rtnetlink"),
+            ("kubectl-sriov", "sriov-host"),
+            ("kubectl-sriov", "sriov-operator"),
         ];
         for (package, dependency) in crossings {
             assert!(refused(package, dependency), "{package} may link {dependency}");

@@ -6,11 +6,11 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use serde::Deserialize;
 
-use super::{Digest, ImageSpec, write_oci_archive};
+use super::{Content, Digest, ImageSpec, sbom, write_oci_archive};
 use crate::workspace::{Workspace, show, stdout_of};
 
 /// How the binaries are compiled.
@@ -50,6 +50,8 @@ struct Recipe {
     name: &'static str,
     title: &'static str,
     archive: &'static str,
+    /// Most bytes that the shipped binaries may have together.
+    limit: u64,
     /// Package and its binary, which becomes `/<binary>`.
     binaries: &'static [(&'static str, &'static str)],
     /// `uid:gid`; the node's programs change the machine and stay root.
@@ -62,6 +64,7 @@ const RECIPES: [Recipe; 2] = [
         name: "localhost/sriov-operator:dev",
         title: "SR-IOV network operator",
         archive: "sriov-operator.tar",
+        limit: 20_000_000,
         binaries: &[("sriov-operator", "sriov-operator")],
         user: Some("65532:65532"),
         entrypoint: "/sriov-operator",
@@ -70,6 +73,7 @@ const RECIPES: [Recipe; 2] = [
         name: "localhost/sriov-node:dev",
         title: "SR-IOV node: config daemon, device plugin, CNI",
         archive: "sriov-node.tar",
+        limit: 25_000_000,
         binaries: &[("sriov-config-daemon", "sriov-config-daemon"), ("sriov-device-plugin", "sriov-device-plugin"), ("sriov-cni", "sriov")],
         user: None,
         entrypoint: "/sriov-config-daemon",
@@ -87,7 +91,21 @@ pub(crate) fn archives(workspace: &Workspace, profile: Profile, built: &[(String
     std::fs::create_dir_all(out).with_context(|| format!("make the folder {}", out.display()))?;
     let stripped = workspace.target_dir()?.join("image").join(profile.name());
     std::fs::create_dir_all(&stripped).with_context(|| format!("make the folder {}", stripped.display()))?;
-    RECIPES.iter().map(|recipe| write(recipe, built, &stripped, out)).collect()
+    RECIPES
+        .iter()
+        .map(|recipe| {
+            let mut spec = described(recipe);
+            for binary in programs(recipe, built, &stripped)? {
+                spec.add_file(&binary.path, &format!("/{}", binary.name))?;
+            }
+            if profile == Profile::Dist {
+                ship(workspace, recipe, &mut spec, out)?;
+            }
+            let archive = out.join(recipe.archive);
+            let digest = write_oci_archive(&spec, &archive)?;
+            Ok(Written { name: recipe.name, archive, digest })
+        })
+        .collect()
 }
 
 /// Compiles `(package, binary)` pairs in one cargo run; the executables in the same order.
@@ -98,6 +116,7 @@ pub(crate) fn binaries(workspace: &Workspace, profile: Profile, wanted: &[(&str,
         Profile::Dev => _ = command.args(["--bins", "--tests"]).args(WHOLE_WORKSPACE),
         // What ships has the features that its own package asks for, and nobody else's.
         Profile::Dist => {
+            command.args(["--config", &without_machine_paths(workspace)?]);
             for (package, binary) in wanted {
                 command.args(["--package", package, "--bin", binary]);
             }
@@ -115,6 +134,19 @@ pub(crate) fn binaries(workspace: &Workspace, profile: Profile, wanted: &[(&str,
             found.cloned().with_context(|| format!("cargo built no binary named {binary}"))
         })
         .collect()
+}
+
+/// A cargo setting under which binaries do not tell, and do not depend on, the folders that they were built in.
+fn without_machine_paths(workspace: &Workspace) -> Result<String> {
+    let text = |path: &Path| path.display().to_string();
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| std::env::home_dir().map(|home| home.join(".cargo")));
+    let home = home.context("no folder of cargo: set CARGO_HOME or HOME")?;
+    let version = stdout_of(Command::new("rustc").arg("-vV").current_dir(workspace.root()))?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc -vV names no host")?;
+    let folders = [(text(&home), "/cargo"), (text(&workspace.target_dir()?), "/target"), (text(workspace.root()), "/source")];
+    let flags: Vec<String> = folders.iter().map(|(from, to)| format!("\"--remap-path-prefix={from}={to}\"")).collect();
+    // Added to the flags of .cargo/config.toml.
+    Ok(format!("target.{host}.rustflags=[{}]", flags.join(", ")))
 }
 
 /// Pure: the binaries that cargo's JSON messages report.
@@ -138,23 +170,52 @@ fn executables(messages: &str) -> Vec<(String, PathBuf)> {
     programs.filter_map(|message| Some((message.target?.name, message.executable?))).collect()
 }
 
-fn write(recipe: &Recipe, built: &[(String, PathBuf)], stripped: &Path, out: &Path) -> Result<Written> {
+/// An image without its programs.
+fn described(recipe: &Recipe) -> ImageSpec {
     let mut spec = ImageSpec::from_scratch(recipe.name);
     spec.entrypoint = vec![recipe.entrypoint.to_owned()];
     spec.user = recipe.user.map(str::to_owned);
-    spec.labels.insert("org.opencontainers.image.title".to_owned(), recipe.title.to_owned());
-    spec.labels.insert("org.opencontainers.image.licenses".to_owned(), env!("CARGO_PKG_LICENSE").to_owned());
-    spec.labels.insert("org.opencontainers.image.version".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
-    for (_, binary) in recipe.binaries {
-        let (_, built) = built.iter().find(|(name, _)| name == binary).with_context(|| format!("no binary named {binary} was built"))?;
-        let small = stripped.join(binary);
-        // Debug sections are most of a dev binary's size and of the time that a guest takes to import it.
-        stdout_of(Command::new("strip").arg("--strip-debug").arg("-o").arg(&small).arg(built))?;
-        spec.add_file(&small, &format!("/{binary}"))?;
+    let label = |name: &str, value: &str| (format!("org.opencontainers.image.{name}"), value.to_owned());
+    let [title, licences, version] =
+        [label("title", recipe.title), label("licenses", env!("CARGO_PKG_LICENSE")), label("version", env!("CARGO_PKG_VERSION"))];
+    spec.labels.extend([title, licences, version]);
+    spec
+}
+
+struct Program {
+    name: &'static str,
+    path: PathBuf,
+}
+
+/// The binaries of an image without debug sections, which are most of a dev binary's size and of the time that a guest takes to import it.
+fn programs(recipe: &Recipe, built: &[(String, PathBuf)], stripped: &Path) -> Result<Vec<Program>> {
+    let one = |name: &'static str| {
+        let (_, built) = built.iter().find(|(found, _)| found == name).with_context(|| format!("no binary named {name} was built"))?;
+        let path = stripped.join(name);
+        stdout_of(Command::new("strip").arg("--strip-debug").arg("-o").arg(&path).arg(built))?;
+        Ok(Program { name, path })
+    };
+    recipe.binaries.iter().map(|(_, name)| one(name)).collect()
+}
+
+/// What only images have that leave this machine: a list of what they were made from, in the image and beside its archive, and a limit of their size.
+fn ship(workspace: &Workspace, recipe: &Recipe, spec: &mut ImageSpec, out: &Path) -> Result<()> {
+    let bytes = spec.size()?;
+    ensure!(bytes <= recipe.limit, "{} has {bytes} bytes of files; allowed are {}", recipe.name, recipe.limit);
+    // Sources that came without git have no revision.
+    let git = |arguments: &[&str]| stdout_of(Command::new("git").args(arguments).current_dir(workspace.root()));
+    if let Ok(revision) = git(&["rev-parse", "HEAD"]) {
+        let changed = if git(&["status", "--porcelain"])?.is_empty() { "" } else { "-changed" };
+        spec.labels.insert("org.opencontainers.image.revision".to_owned(), format!("{}{changed}", revision.trim()));
     }
-    let archive = out.join(recipe.archive);
-    let digest = write_oci_archive(&spec, &archive)?;
-    Ok(Written { name: recipe.name, archive, digest })
+    let mut tree = workspace.cargo(&["tree", "--locked", "--edges", "normal,no-proc-macro", "--prefix", "none", "--format", "{p}\t{l}"]);
+    for (package, _) in recipe.binaries {
+        tree.args(["--package", package]);
+    }
+    let lock = std::fs::read_to_string(workspace.path("Cargo.lock")).context("read Cargo.lock")?;
+    let path = out.join(recipe.archive).with_extension("cdx.json");
+    std::fs::write(&path, sbom::cyclonedx(recipe.name, &stdout_of(&mut tree)?, &lock)?).with_context(|| format!("write {}", path.display()))?;
+    spec.add("/usr/share/sbom.cdx.json", Content::Copy(path, 0o644))
 }
 
 #[cfg(test)]

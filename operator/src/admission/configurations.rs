@@ -1,0 +1,192 @@
+//! Pure: the webhook configuration objects, from typed builders. Names are the Go operator's, so that its leftovers are taken over.
+//!
+//! Invariant: a dead webhook cannot block the cluster. What our own kinds must not say is held by CEL and by the controllers, so their webhooks
+//! fail open; pods without the networks annotation never come here; and only NADs of namespaces that a rule selects fail closed, because nobody
+//! else would hold the rule. Deletions are never asked about.
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::admissionregistration::v1::{
+    MatchCondition, MutatingWebhook, MutatingWebhookConfiguration, RuleWithOperations, ServiceReference, ValidatingWebhook,
+    ValidatingWebhookConfiguration, WebhookClientConfig,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
+use kube::api::ObjectMeta;
+use sriov_crds::keys;
+
+/// Both configurations that are about our kinds.
+pub(super) const OPERATOR_CONFIGURATION: &str = "sriov-operator-webhook-config";
+/// The configuration that is about pods.
+pub(super) const INJECTOR_CONFIGURATION: &str = "network-resources-injector-config";
+/// Feature gate: pods that name networks are refused while the injector does not answer.
+pub(super) const GATE_MATCH_CONDITION: &str = "resourceInjectorMatchCondition";
+
+/// Path of the mutation of policies.
+pub(super) const MUTATE_POLICIES: &str = "/mutating-custom-resource";
+/// Path of the validation of our kinds.
+pub(super) const VALIDATE: &str = "/validating-custom-resource";
+/// Path of the validation of NADs.
+pub(super) const VALIDATE_NADS: &str = "/validating-network-attachment-definition";
+/// Path of the injector.
+pub(super) const INJECT: &str = "/mutate";
+
+const FAIL_OPEN: &str = "Ignore";
+const FAIL_CLOSED: &str = "Fail";
+/// Seconds that the API server waits; the answer takes milliseconds.
+const TIMEOUT: i32 = 10;
+const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
+
+/// Whom the API server calls.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Target {
+    /// Service of the admission server.
+    pub service: String,
+    /// Its namespace, the operator's.
+    pub namespace: String,
+    /// Certificates that it is trusted by, PEM.
+    pub bundle: Vec<u8>,
+}
+
+/// What is switched on.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Wanted {
+    /// `enableOperatorWebhook`.
+    pub webhook: bool,
+    /// `enableInjector`.
+    pub injector: bool,
+    /// Feature gate [`GATE_MATCH_CONDITION`].
+    pub pods_fail_closed: bool,
+    /// Rules of namespaces: name and selector.
+    pub rules: Vec<(String, LabelSelector)>,
+}
+
+impl Target {
+    fn client_config(&self, path: &str) -> WebhookClientConfig {
+        WebhookClientConfig {
+            ca_bundle: Some(ByteString(self.bundle.clone())),
+            service: Some(ServiceReference {
+                name: self.service.clone(),
+                namespace: self.namespace.clone(),
+                path: Some(path.to_owned()),
+                port: Some(443),
+            }),
+            url: None,
+        }
+    }
+
+    fn validating(&self, name: String, path: &str, rules: Vec<RuleWithOperations>) -> ValidatingWebhook {
+        ValidatingWebhook {
+            name,
+            client_config: self.client_config(path),
+            rules: Some(rules),
+            failure_policy: Some(FAIL_OPEN.to_owned()),
+            side_effects: "None".to_owned(),
+            timeout_seconds: Some(TIMEOUT),
+            admission_review_versions: vec!["v1".to_owned()],
+            ..ValidatingWebhook::default()
+        }
+    }
+
+    fn mutating(&self, name: &str, path: &str, rules: Vec<RuleWithOperations>) -> MutatingWebhook {
+        MutatingWebhook {
+            name: name.to_owned(),
+            client_config: self.client_config(path),
+            rules: Some(rules),
+            failure_policy: Some(FAIL_OPEN.to_owned()),
+            side_effects: "None".to_owned(),
+            timeout_seconds: Some(TIMEOUT),
+            admission_review_versions: vec!["v1".to_owned()],
+            ..MutatingWebhook::default()
+        }
+    }
+}
+
+fn rule(group: &str, resources: &[&str], operations: &[&str]) -> RuleWithOperations {
+    let texts = |texts: &[&str]| Some(texts.iter().map(|text| (*text).to_owned()).collect());
+    RuleWithOperations {
+        api_groups: texts(&[group]),
+        api_versions: texts(&["v1"]),
+        operations: texts(operations),
+        resources: texts(resources),
+        scope: Some("Namespaced".to_owned()),
+    }
+}
+
+fn named(name: &str) -> ObjectMeta {
+    ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() }
+}
+
+/// Fills in and corrects policies.
+pub(super) fn mutating(target: &Target) -> MutatingWebhookConfiguration {
+    let rules = vec![rule(keys::GROUP, &["sriovnetworknodepolicies"], &["CREATE", "UPDATE"])];
+    let webhook = target.mutating("operator-webhook.sriovnetwork.openshift.io", MUTATE_POLICIES, rules);
+    MutatingWebhookConfiguration { metadata: named(OPERATOR_CONFIGURATION), webhooks: Some(vec![webhook]) }
+}
+
+/// Judges our kinds, and the NADs of namespaces that rules select.
+pub(super) fn validating(target: &Target, rules: &[(String, LabelSelector)]) -> ValidatingWebhookConfiguration {
+    let kinds = ["sriovnetworknodepolicies", "sriovoperatorconfigs", "sriovnetworkpoolconfigs", "sriovnetworks", "sriovibnetworks", "ovsnetworks"];
+    let name = "operator-webhook.sriovnetwork.openshift.io".to_owned();
+    let mut webhooks = vec![target.validating(name, VALIDATE, vec![rule(keys::GROUP, &kinds, &["CREATE", "UPDATE"])])];
+    for (name, selector) in rules {
+        let nads = rule("k8s.cni.cncf.io", &["network-attachment-definitions"], &["CREATE", "UPDATE"]);
+        let webhook = target.validating(format!("{name}.rules.sriovnetwork.openshift.io"), VALIDATE_NADS, vec![nads]);
+        webhooks.push(ValidatingWebhook { failure_policy: Some(FAIL_CLOSED.to_owned()), namespace_selector: Some(selector.clone()), ..webhook });
+    }
+    ValidatingWebhookConfiguration { metadata: named(OPERATOR_CONFIGURATION), webhooks: Some(webhooks) }
+}
+
+/// Gives pods that name networks what they need. `fail_closed` refuses such pods while nobody answers.
+pub(super) fn injector(target: &Target, fail_closed: bool) -> MutatingWebhookConfiguration {
+    let webhook = target.mutating("network-resources-injector-config.k8s.io", INJECT, vec![rule("", &["pods"], &["CREATE"])]);
+    let has = |key: &str| format!("'{key}' in object.metadata.annotations");
+    let expression = format!("has(object.metadata.annotations) && ({} || {})", has(keys::POD_NETWORKS), has(keys::POD_DEFAULT_NETWORK));
+    let excluded = LabelSelectorRequirement {
+        key: NAMESPACE_NAME.to_owned(),
+        operator: "NotIn".to_owned(),
+        values: Some(vec!["kube-system".to_owned(), target.namespace.clone()]),
+    };
+    let webhook = MutatingWebhook {
+        failure_policy: Some(if fail_closed { FAIL_CLOSED } else { FAIL_OPEN }.to_owned()),
+        match_conditions: Some(vec![MatchCondition { name: "pod-names-networks".to_owned(), expression }]),
+        namespace_selector: Some(LabelSelector { match_expressions: Some(vec![excluded]), match_labels: None }),
+        // What another webhook adds to the pod afterwards is counted too; a second round adds nothing by itself.
+        reinvocation_policy: Some("IfNeeded".to_owned()),
+        ..webhook
+    };
+    MutatingWebhookConfiguration { metadata: named(INJECTOR_CONFIGURATION), webhooks: Some(vec![webhook]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target() -> Target {
+        Target { service: "s".into(), namespace: "ops".into(), bundle: b"pem".to_vec() }
+    }
+
+    /// B22 of the field sets policies to Ignore when it ends; here there is nothing to set.
+    #[test]
+    fn a_dead_webhook_does_not_block_the_cluster() {
+        let all = validating(&target(), &[]).webhooks.unwrap();
+        assert!(all.iter().all(|w| w.failure_policy.as_deref() == Some("Ignore")));
+        for webhook in mutating(&target()).webhooks.unwrap().into_iter().chain(injector(&target(), false).webhooks.unwrap()) {
+            assert_eq!(webhook.failure_policy.as_deref(), Some("Ignore"));
+            assert!(webhook.rules.unwrap().iter().all(|rule| !rule.operations.as_ref().unwrap().contains(&"DELETE".to_owned())));
+        }
+    }
+
+    #[test]
+    fn only_nads_of_ruled_namespaces_and_pods_by_their_gate_fail_closed() {
+        let selector = LabelSelector { match_labels: Some([("team".to_owned(), "a".to_owned())].into()), ..LabelSelector::default() };
+        let all = validating(&target(), &[("tenants".to_owned(), selector.clone())]).webhooks.unwrap();
+        let closed: Vec<_> = all.iter().filter(|w| w.failure_policy.as_deref() == Some("Fail")).collect();
+        assert_eq!((closed.len(), closed[0].name.as_str()), (1, "tenants.rules.sriovnetwork.openshift.io"));
+        assert_eq!(closed[0].namespace_selector, Some(selector));
+        let pods = injector(&target(), true).webhooks.unwrap();
+        assert_eq!(pods[0].failure_policy.as_deref(), Some("Fail"));
+        let condition = &pods[0].match_conditions.as_ref().unwrap()[0].expression;
+        assert!(condition.contains("'k8s.v1.cni.cncf.io/networks' in object.metadata.annotations"), "{condition}");
+        let excluded = pods[0].namespace_selector.as_ref().unwrap().match_expressions.as_ref().unwrap()[0].values.clone().unwrap();
+        assert_eq!(excluded, ["kube-system", "ops"], "neither the cluster's own pods nor ours wait for us");
+    }
+}
