@@ -58,7 +58,9 @@ async fn read_all(client: &Client, namespace: &str) -> Result<Snapshot> {
     let lists = kinds.iter().map(|(kind, path)| list(client, kind, path));
     let mut snapshot = Snapshot::default();
     for objects in futures::future::try_join_all(lists).await? {
-        objects.into_iter().for_each(|object| snapshot.add(object));
+        for object in objects {
+            snapshot.add(object);
+        }
     }
     Ok(snapshot)
 }
@@ -73,7 +75,9 @@ async fn list(client: &Client, kind: &str, path: &str) -> Result<Vec<Value>> {
     };
     let mut items = list["items"].as_array_mut().map(std::mem::take).unwrap_or_default();
     // Items of a list do not say what they are.
-    items.iter_mut().for_each(|item| item["kind"] = kind.into());
+    for item in &mut items {
+        item["kind"] = kind.into();
+    }
     Ok(items)
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Invariant: a link is judged only when those before it hold, because a broken link breaks all that follow.
 
+use std::fmt::Write as _;
+
 use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
 use serde_json::Value;
@@ -302,9 +304,9 @@ impl Diagnosis {
         let mut text = format!("{}\n", self.subject);
         for link in &self.links {
             let mark = if link.holds { style.paint(Tone::Good, "ok    ") } else { style.paint(Tone::Bad, "BROKEN") };
-            text += &format!("  {mark}  {}: {}\n", link.what, link.found);
+            _ = writeln!(text, "  {mark}  {}: {}", link.what, link.found);
             if let Some(cure) = &link.cure {
-                text += &format!("          cure: {cure}\n");
+                _ = writeln!(text, "          cure: {cure}");
             }
         }
         text

@@ -115,7 +115,9 @@ fn run(cli: &Cli) -> Result<ExitCode> {
     }
     let mut snapshot = Snapshot::default();
     for file in &cli.common.from {
-        documents(file)?.into_iter().for_each(|object| snapshot.add(object));
+        for object in documents(file)? {
+            snapshot.add(object);
+        }
     }
     show(cli, &snapshot)
 }

@@ -1,5 +1,7 @@
 //! Pure: `kubectl sriov node NAME`: everything about one node: conditions, plan, PFs and their VFs with who holds them.
 
+use std::fmt::Write as _;
+
 use serde::Serialize;
 use sriov_crds::node_state::{InterfaceStatus, PlanStatus};
 
@@ -55,17 +57,21 @@ impl NodeView {
         let rows: Vec<Vec<Cell>> = self.conditions.iter().map(row).collect();
         text += &table(&["CONDITION", "STATUS", "REASON", "MESSAGE"], &rows, style);
         if let Some(plan) = &self.plan {
-            text += &format!("\nplan, disruption {}:\n", plan.disruption.as_deref().unwrap_or("None"));
-            plan.steps.iter().for_each(|step| text += &format!("  {step}\n"));
-            plan.refusals
-                .iter()
-                .for_each(|r| text += &format!("  {}\n", style.paint(Tone::Bad, &format!("refused: {} {}: {}", r.pci_address, r.reason, r.message))));
+            _ = writeln!(text, "\nplan, disruption {}:", plan.disruption.as_deref().unwrap_or("None"));
+            for step in &plan.steps {
+                _ = writeln!(text, "  {step}");
+            }
+            for r in &plan.refusals {
+                let line = format!("refused: {} {}: {}", r.pci_address, r.reason, r.message);
+                _ = writeln!(text, "  {}", style.paint(Tone::Bad, &line));
+            }
         }
         for pf in &self.interfaces {
             let supported = if pf.supported == Some(false) { ", not in supported-nic-ids" } else { "" };
             let mtu = pf.mtu.unwrap_or_default();
-            text += &format!(
-                "\n{} {}, {}, MTU {mtu}, {} of {} VFs{supported}\n",
+            _ = writeln!(
+                text,
+                "\n{} {}, {}, MTU {mtu}, {} of {} VFs{supported}",
                 pf_name(pf),
                 pf.pci_address,
                 pf.driver.as_deref().unwrap_or("no driver"),

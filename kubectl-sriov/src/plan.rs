@@ -3,6 +3,8 @@
 //! The rules are those that the operator renders with (`sriov_crds::resolve`). What the daemon would do step by step it publishes itself once the policy
 //! is there; here is said what that costs: VFs are made anew whenever their number changes, so whoever holds one has to leave.
 
+use std::fmt::Write as _;
+
 use std::collections::BTreeMap;
 
 use serde::Serialize;
@@ -132,7 +134,7 @@ impl Plan {
             text += &table(&["NODE", "PF", "CHANGE", "PODS THAT MUST LEAVE"], &rows, style);
         }
         if !self.unchanged.is_empty() {
-            text += &format!("unchanged: {}\n", self.unchanged.join(", "));
+            _ = writeln!(text, "unchanged: {}", self.unchanged.join(", "));
         }
         if text.is_empty() { "no node is managed\n".to_owned() } else { text }
     }

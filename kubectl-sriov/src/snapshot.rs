@@ -74,7 +74,9 @@ impl Snapshot {
     /// Puts one object, or each of a list, in its place.
     pub fn add(&mut self, mut object: Value) {
         if let Some(items) = object.get_mut("items").and_then(Value::as_array_mut) {
-            std::mem::take(items).into_iter().for_each(|item| self.add(item));
+            for item in std::mem::take(items) {
+                self.add(item);
+            }
             return;
         }
         let unreadable = &mut self.unreadable;

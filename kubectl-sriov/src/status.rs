@@ -1,5 +1,7 @@
 //! Pure: `kubectl sriov status`: the cluster on one screen, what is wrong first.
 
+use std::fmt::Write as _;
+
 use serde::Serialize;
 use sriov_crds::conditions::{DEGRADED, PROGRESSING, READY};
 
@@ -71,9 +73,9 @@ pub struct PfLine {
 /// The view of a cluster.
 pub fn status(snapshot: &Snapshot) -> Status {
     let mut view = Status { problems: problems(snapshot), ..Status::default() };
-    let mut states: Vec<_> = snapshot.states.iter().collect();
-    states.sort_by_key(|state| state.metadata.name.clone());
-    for state in states {
+    let mut ordered: Vec<_> = snapshot.states.iter().collect();
+    ordered.sort_by_key(|state| state.metadata.name.clone());
+    for state in ordered {
         let node = state.metadata.name.clone().unwrap_or_default();
         let Some(status) = &state.status else { continue };
         let progressing = condition(&status.conditions, PROGRESSING).filter(|c| c.status == "True");
@@ -118,7 +120,7 @@ fn problems(snapshot: &Snapshot) -> Vec<Problem> {
             (Some(c), _) => found.push(problem(node, &c.reason, &c.message)),
             (None, Some(c)) if !working => found.push(problem(node, &c.reason, &c.message)),
             (None, None) if conditions.is_empty() => {
-                found.push(problem(node, "NoStatus", "the config daemon has not answered yet: does its pod run?"))
+                found.push(problem(node, "NoStatus", "the config daemon has not answered yet: does its pod run?"));
             }
             _ => {}
         }
@@ -144,12 +146,12 @@ impl Status {
         let mut text = String::new();
         for problem in &self.problems {
             let head = style.paint(Tone::Bad, &format!("{}: {}", problem.object, problem.reason));
-            text += &format!("{head}: {}\n", problem.message);
+            _ = writeln!(text, "{head}: {}", problem.message);
         }
         for plan in &self.plans {
             let head = style.paint(Tone::Warning, &format!("node {}: plan of {} steps, disruption {}", plan.node, plan.steps.len(), plan.disruption));
             let waiting = plan.waiting.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
-            text += &format!("{head}{waiting}\n");
+            _ = writeln!(text, "{head}{waiting}");
         }
         if !text.is_empty() {
             text.push('\n');
