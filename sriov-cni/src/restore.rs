@@ -129,6 +129,8 @@ pub(crate) fn lost(ctx: &Context<'_>, vf: PciAddress, owner: (&str, &str)) -> Re
         link_state: Some(VfLinkState::Auto),
     };
     let wanted = ctx.conf.vf_request(ctx.request.args_mac.as_deref()).ok().filter(|_| location.pf.is_some());
+    // An address that was not asked for may be the administrator's.
+    let mac = wanted.as_ref().and_then(|wanted| wanted.mac).and(link.permanent_mac);
     let settings = wanted.map(|wanted| vf_plan::asked(&wanted, &fresh)).unwrap_or_default();
     let name = usual_name(ctx, location.pf, location.index).unwrap_or(netdev.name);
     Ok(Some(Journal {
@@ -150,7 +152,7 @@ pub(crate) fn lost(ctx: &Context<'_>, vf: PciAddress, owner: (&str, &str)) -> Re
         userspace_driver: None,
         kernel_driver: location.driver,
         original: Original {
-            netdev: Some(OriginalNetdev { name, alt_names: Vec::new(), mac: link.permanent_mac, mtu: 0, up: false, promisc: false, allmulti: false }),
+            netdev: Some(OriginalNetdev { name, alt_names: Vec::new(), mac, mtu: 0, up: false, promisc: false, allmulti: false }),
             attributes: Some(fresh),
         },
         applied: Applied { settings, mac: None, mtu: None },
