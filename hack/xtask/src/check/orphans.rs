@@ -39,7 +39,9 @@ pub(super) fn roots(workspace: &Workspace) -> Result<BTreeSet<PathBuf>> {
 /// The files that cannot be reached from the roots.
 pub(super) fn orphans(roots: &BTreeSet<PathBuf>, files: &BTreeMap<PathBuf, String>) -> Vec<PathBuf> {
     let mut reached = BTreeSet::new();
-    let mut waiting: Vec<(PathBuf, bool)> = roots.iter().map(|root| (root.clone(), true)).collect();
+    // The targets of cargo-fuzz are in a workspace of their own, of which cargo tells nothing here.
+    let fuzz = files.keys().filter(|file| file.parent().is_some_and(|folder| folder.ends_with("fuzz/fuzz_targets")));
+    let mut waiting: Vec<(PathBuf, bool)> = roots.iter().chain(fuzz).map(|root| (root.clone(), true)).collect();
     while let Some((file, is_root)) = waiting.pop() {
         let Some(text) = files.get(&file) else {
             continue;
@@ -110,6 +112,12 @@ mod tests {
     fn a_file_that_nothing_declares_is_found() {
         let files = [("a/src/lib.rs", "mod pci;\n"), ("a/src/pci.rs", ""), ("a/src/forgotten.rs", "")];
         assert_eq!(orphans_of(&["a/src/lib.rs"], &files), ["a/src/forgotten.rs"]);
+    }
+
+    #[test]
+    fn a_fuzz_target_is_declared_by_nobody_and_declares_others() {
+        let files = [("a/fuzz/fuzz_targets/x.rs", "#[path = \"../y.rs\"]\nmod y;"), ("a/fuzz/y.rs", ""), ("a/fuzz/z.rs", "")];
+        assert_eq!(orphans_of(&[], &files), ["a/fuzz/z.rs"]);
     }
 
     #[test]
