@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use tonic::transport::Endpoint;
@@ -24,6 +24,8 @@ const API_VERSION: &str = "v1beta1";
 /// The kubelet answers only after it has connected to the pool's socket, for which it takes up to 10 s.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
+/// A registration that lasted this long was a good one.
+const SETTLED: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// A registration that did not succeed.
@@ -64,8 +66,15 @@ pub async fn keep_registered(folder: PathBuf, pool: PoolName, options: impl Fn()
         match answer {
             Ok(()) => {
                 tracing::info!(%pool, "registered with the kubelet");
+                let taken = Instant::now();
                 again.notified().await;
-                pause = FIRST_PAUSE;
+                if taken.elapsed() > SETTLED {
+                    pause = FIRST_PAUSE;
+                } else {
+                    // A kubelet that ends each stream at once must not keep the processor busy.
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
             }
             Err(error) if !folder.join(KUBELET_SOCKET).exists() => {
                 tracing::info!(%pool, %error, "waiting for the kubelet");

@@ -9,6 +9,7 @@ mod socket;
 
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -79,6 +80,34 @@ impl Node {
 struct Service {
     node: Arc<Node>,
     pool: watch::Receiver<Arc<Pool>>,
+    streams: Streams,
+}
+
+/// The open `ListAndWatch` streams of one socket. When the last one ends, the pool registers again: a kubelet drops the newer of two registrations when
+/// the stream of the older one ends (`devicemanager/plugin/v1beta1/server.go` looks the client up by the resource's name only), and says so in no
+/// other way.
+#[derive(Clone, Debug)]
+struct Streams {
+    open: Arc<AtomicUsize>,
+    again: Arc<Notify>,
+}
+
+/// One open stream.
+struct OpenStream(Streams);
+
+impl Streams {
+    fn open(&self) -> OpenStream {
+        self.open.fetch_add(1, Ordering::AcqRel);
+        OpenStream(self.clone())
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        if self.0.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.again.notify_one();
+        }
+    }
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -93,7 +122,7 @@ impl DevicePlugin for Service {
     }
 
     async fn list_and_watch(&self, _: Request<api::Empty>) -> Answer<Offers> {
-        Ok(Response::new(Box::pin(offers(self.pool.clone()))))
+        Ok(Response::new(Box::pin(offers(self.pool.clone(), self.streams.open()))))
     }
 
     async fn get_preferred_allocation(&self, request: Request<api::PreferredAllocationRequest>) -> Answer<api::PreferredAllocationResponse> {
@@ -138,12 +167,12 @@ impl DevicePlugin for Service {
 }
 
 /// The pool now and at each change; ends after the last state of a pool that goes away.
-fn offers(mut pool: watch::Receiver<Arc<Pool>>) -> impl Stream<Item = Result<api::ListAndWatchResponse, Status>> + Send {
+fn offers(mut pool: watch::Receiver<Arc<Pool>>, open: OpenStream) -> impl Stream<Item = Result<api::ListAndWatchResponse, Status>> + Send {
     pool.mark_changed();
-    stream::unfold(pool, |mut pool| async move {
+    stream::unfold((pool, open), |(mut pool, open)| async move {
         pool.changed().await.ok()?;
         let offer = pool.borrow_and_update().offer();
-        Some((Ok(offer), pool))
+        Some((Ok(offer), (pool, open)))
     })
 }
 
@@ -272,7 +301,9 @@ impl Serving {
         self.bound = None;
         let (listener, identity) = socket::bind(&self.path)?;
         let (serving, ended) = oneshot::channel::<()>();
-        let service = Service { node: self.node.clone(), pool: self.pool.subscribe() };
+        let again = Arc::new(Notify::new());
+        let streams = Streams { open: Arc::default(), again: again.clone() };
+        let service = Service { node: self.node.clone(), pool: self.pool.subscribe(), streams };
         let server = tonic::transport::Server::builder().add_service(DevicePluginServer::new(service));
         let path = self.path.clone();
         tokio::spawn(async move {
@@ -281,7 +312,6 @@ impl Serving {
                 tracing::error!(socket = %path.display(), %error, "failed to serve");
             }
         });
-        let again = Arc::new(Notify::new());
         let offered = self.pool.subscribe();
         let options = move || options(&offered.borrow());
         let (sockets, metrics) = (self.node.sockets.clone(), self.node.metrics.clone());

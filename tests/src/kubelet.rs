@@ -2,7 +2,8 @@
 //! keeps what each resource has told.
 //!
 //! It does what `pkg/kubelet/cm/devicemanager` of Kubernetes 1.36 does, as far as a plugin can see it: at its start it removes all sockets from
-//! its folder and makes `kubelet.sock`; it answers a registration only after it has connected back; it reads `ListAndWatch` until it ends.
+//! its folder and makes `kubelet.sock`; it answers a registration only after it has connected back; it reads `ListAndWatch` until it ends, and then ends
+//! the newer stream of the same resource too, if there is one.
 //!
 //! What does not live here: giving devices to pods by itself. A test asks for an allocation.
 
@@ -61,6 +62,8 @@ pub type Resources = BTreeMap<String, Resource>;
 struct Shared {
     folder: PathBuf,
     resources: watch::Sender<Resources>,
+    /// The resource and the number of the registration whose stream ended last.
+    cut: watch::Sender<(String, usize)>,
     /// How many healthy devices each list had, by resource, over all registrations.
     history: std::sync::Mutex<BTreeMap<String, Vec<usize>>>,
     /// Registrations still to be refused.
@@ -103,6 +106,7 @@ impl Kubelet {
         let shared = Arc::new(Shared {
             folder: folder.to_owned(),
             resources: watch::Sender::new(Resources::new()),
+            cut: watch::Sender::new(Default::default()),
             history: std::sync::Mutex::default(),
             refusals: watch::Sender::new(refusals),
             late_refusals: watch::Sender::new(0),
@@ -248,11 +252,19 @@ async fn watch_devices(shared: Arc<Shared>, name: String, number: usize, mut plu
     };
     if let Ok(answer) = plugin.list_and_watch(v1beta1::Empty {}).await {
         let mut lists = answer.into_inner();
-        while let Ok(Some(list)) = lists.message().await {
+        let mut cut = shared.cut.subscribe();
+        loop {
+            let list = tokio::select! {
+                list = lists.message() => list,
+                _ = cut.wait_for(|(resource, by)| *resource == name && *by < number) => break,
+            };
+            let Ok(Some(list)) = list else { break };
             let healthy = list.devices.iter().filter(|device| device.health == "Healthy").count();
             shared.history.lock().unwrap_or_else(std::sync::PoisonError::into_inner).entry(name.clone()).or_default().push(healthy);
             tell(&|resource| resource.lists.push(list.devices.clone()));
         }
     }
     tell(&|resource| resource.watching = false);
+    // As the real one: the end of an older stream ends the newer one of the same resource.
+    shared.cut.send_replace((name, number));
 }
