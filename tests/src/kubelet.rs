@@ -256,7 +256,7 @@ async fn watch_devices(shared: Arc<Shared>, name: String, number: usize, mut plu
         loop {
             let list = tokio::select! {
                 list = lists.message() => list,
-                _ = cut.wait_for(|(resource, by)| *resource == name && *by < number) => break,
+                () = ended_by_older(&mut cut, &name, number) => break,
             };
             let Ok(Some(list)) = list else { break };
             let healthy = list.devices.iter().filter(|device| device.health == "Healthy").count();
@@ -267,4 +267,15 @@ async fn watch_devices(shared: Arc<Shared>, name: String, number: usize, mut plu
     tell(&|resource| resource.watching = false);
     // As the real one: the end of an older stream ends the newer one of the same resource.
     shared.cut.send_replace((name, number));
+}
+
+/// Returns when the stream of an older registration of the resource ends from now on.
+async fn ended_by_older(cut: &mut watch::Receiver<(String, usize)>, name: &str, number: usize) {
+    while cut.changed().await.is_ok() {
+        let (resource, by) = cut.borrow_and_update().clone();
+        if resource == name && by < number {
+            return;
+        }
+    }
+    std::future::pending().await
 }
