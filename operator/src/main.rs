@@ -95,7 +95,10 @@ fn log_filter(level: Option<i64>) -> EnvFilter {
 
 async fn start(run: Run, log: reload::Handle<EnvFilter, Registry>) -> Result<()> {
     let (health_at, metrics_at) = (probes::address(&run.health_probe_bind_address)?, probes::address(&run.metrics_bind_address)?);
-    let config = Config::infer().await.context("failed to find a cluster: neither in a pod nor with a kubeconfig")?;
+    let mut config = Config::infer().await.context("failed to find a cluster: neither in a pod nor with a kubeconfig")?;
+    // The client would keep asking by itself for as long as the API server says 429, and a budget that holds a pod says just that: nobody would
+    // hear of it, and no drain would time out. The queue tries again, and says why.
+    config.default_retry = false;
     let namespace = run.namespace.unwrap_or_else(|| config.default_namespace.clone());
     let client = Client::try_from(config)?;
     let identity = run.identity.unwrap_or_else(|| format!("sriov-operator-{}", std::process::id()));
