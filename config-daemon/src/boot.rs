@@ -23,7 +23,7 @@ use crate::plan::{Plan, plan};
 use crate::store::StoreError;
 
 /// Longest wait for PFs whose driver is still being loaded.
-const PFS_DEADLINE: Duration = Duration::from_secs(60);
+const PFS_DEADLINE: Duration = Duration::from_mins(1);
 
 /// The unit, as it is shipped.
 const UNIT: &str = include_str!("../../deploy/systemd/sriov-config.service");

@@ -80,18 +80,15 @@ pub fn next(need: Need, finished: bool, heard: &Heard, drains: bool) -> Move {
         };
     }
     match (need, asked) {
-        (Need::Nothing, IDLE) => Move::Rest,
-        (Need::Nothing, _) if finished => Move::Ask(IDLE),
-        // What the drain was for is not done yet: given back now, the VFs would be taken into use, and drained again.
+        (Need::Nothing, asked) if asked != IDLE && finished => Move::Ask(IDLE),
+        // Also when what the drain was for is not done yet: given back now, the VFs would be taken into use, and drained again.
         (Need::Nothing, _) => Move::Rest,
         (_, IDLE) if answered != IDLE => Move::Wait(node::WAITING_FOR_ROLLBACK),
-        (Need::Drain, IDLE) => Move::Ask(DRAIN_REQUIRED),
-        (Need::Reboot, IDLE) => Move::Ask(REBOOT_REQUIRED),
         (Need::Reboot, DRAIN_REQUIRED) => Move::Ask(IDLE),
         (Need::Reboot, REBOOT_REQUIRED) if answered == DRAIN_COMPLETE => Move::Reboot,
         (Need::Drain, _) if answered == DRAIN_COMPLETE => Move::Wait(node::DRAINED_BUT_IN_USE),
         (Need::Drain | Need::Reboot, DRAIN_REQUIRED | REBOOT_REQUIRED) => Move::Wait(node::WAITING_FOR_DRAIN),
-        // A word that no version of us writes.
+        // From rest, or from a word that no version of us writes.
         (Need::Drain, _) => Move::Ask(DRAIN_REQUIRED),
         (Need::Reboot, _) => Move::Ask(REBOOT_REQUIRED),
     }

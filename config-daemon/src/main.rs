@@ -224,11 +224,12 @@ fn doctor(machine: &MachineArgs) -> anyhow::Result<ExitCode> {
     let linux = machine.open();
     let observed = Observed { supported_nics: linux.store().kept_nics()?, ..linux.observe()? };
     let findings = diagnose(&observed, &sriov_host::nic::platform(&Host::at(&machine.root)));
-    let mut text: String = findings.iter().map(|finding| format!("{finding}\n")).collect();
     if findings.is_empty() {
-        text.push_str("nothing stands in the way of VFs on this machine\n");
+        print("nothing stands in the way of VFs on this machine\n")?;
     }
-    print(&text)?;
+    for finding in &findings {
+        print(&format!("{finding}\n"))?;
+    }
     Ok(if findings.iter().any(|finding| finding.blocks) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 

@@ -100,7 +100,8 @@ impl Rebooter {
 /// D-Bus specification, "Authentication Protocol": EXTERNAL with our own user id, which the socket proves.
 fn authenticate(reader: &mut BufReader<UnixStream>) -> io::Result<()> {
     let uid = rustix::process::getuid().as_raw().to_string();
-    let hex: String = uid.bytes().map(|byte| format!("{byte:02x}")).collect();
+    // The id in ASCII digits, of which each is 3 and itself in hexadecimal.
+    let hex: String = uid.chars().flat_map(|digit| ['3', digit]).collect();
     reader.get_mut().write_all(format!("\0AUTH EXTERNAL {hex}\r\n").as_bytes())?;
     let mut line = String::new();
     reader.take(512).read_line(&mut line)?;
@@ -164,7 +165,7 @@ mod tests {
         let served = bus(folder.path(), vec![hello, message::tests::reply(2)]);
         Rebooter::new(folder.path()).reboot().unwrap();
         let seen = served.join().unwrap();
-        let uid: String = rustix::process::getuid().as_raw().to_string().bytes().map(|b| format!("{b:02x}")).collect();
+        let uid: String = rustix::process::getuid().as_raw().to_string().chars().flat_map(|digit| ['3', digit]).collect();
         assert_eq!(seen[..2], [format!("AUTH EXTERNAL {uid}"), "BEGIN".to_owned()]);
         assert!(seen[2].contains("Hello"), "{seen:?}");
         assert!(seen[3].contains("Reboot") && seen[3].contains("org.freedesktop.login1.Manager"), "{seen:?}");

@@ -112,7 +112,7 @@ fn resolve(objects: Vec<SriovNetworkNodePolicy>, labels: Option<&BTreeMap<String
                 continue;
             }
             None if !object.spec.node_selector.is_empty() => {
-                notes.push(format!("policy {name}: its nodeSelector is not looked at (--labels is not given)"))
+                notes.push(format!("policy {name}: its nodeSelector is not looked at (--labels is not given)"));
             }
             _ => {}
         }

@@ -171,7 +171,7 @@ impl<'a> Controller<'a> {
         // Its annotations are there also when the rest cannot be read, but what the plan names is not; the node then waits.
         let Ok(state) = &state.0 else { return Ok(Next::Wait) };
         let view = self.view(name, state);
-        match steps::decide(&view) {
+        match steps::decide(view) {
             Step::Leave => Ok(Next::Wait),
             Step::Rest => {
                 self.forget(name);

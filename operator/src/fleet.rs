@@ -80,7 +80,9 @@ impl Fleet {
             self.nodes.watch_trimmed(Api::all(client.clone()), all.clone(), trim_node, |c| listeners.iter().for_each(|l| l.node(&c))),
             self.policies.watch(Api::namespaced(client.clone(), namespace), all.clone(), |c| listeners.iter().for_each(|l| l.policy(&c))),
             self.states.watch_trimmed(Api::namespaced(client.clone(), namespace), all.clone(), trim_state, |c| {
-                listeners.iter().for_each(|l| l.state(&c));
+                for listener in listeners {
+                    listener.state(&c);
+                }
             }),
             self.pools.watch(Api::namespaced(client.clone(), namespace), all.clone(), |c| listeners.iter().for_each(|l| l.pool(&c))),
             self.configs.watch(Api::namespaced(client.clone(), namespace), only_default, |c| listeners.iter().for_each(|l| l.config(&c))),

@@ -323,11 +323,11 @@ mod tests {
         let asking = async {
             tokio::time::sleep(Duration::from_secs(2)).await;
             queue.add(1);
-            tokio::time::sleep(Duration::from_secs(600)).await;
+            tokio::time::sleep(Duration::from_mins(10)).await;
         };
         let serving = serve_for(30, requests, |_| {
             runs.borrow_mut().push(start.elapsed().as_secs());
-            async { Ok(Next::After(Duration::from_secs(60))) }
+            async { Ok(Next::After(Duration::from_mins(1))) }
         });
         futures::future::select(Box::pin(asking), Box::pin(serving)).await;
         assert_eq!(runs.into_inner(), [0, 2]);

@@ -36,7 +36,7 @@ pub(crate) fn stdin(data: &[u8]) {
         Err(error) => return told(&Error::from(error), version),
     };
     assert_eq!(conf.version, version);
-    assert!(conf.state_dir.is_absolute(), "{:?}", conf.state_dir);
+    assert!(conf.state_dir.is_absolute(), "{}", conf.state_dir.display());
     assert!(conf.ipam.as_ref().is_none_or(|plugin| !plugin.contains('/') && !plugin.is_empty()), "{:?}", conf.ipam);
     if let Some(previous) = &conf.prev_result {
         result(previous.to_string().as_bytes());

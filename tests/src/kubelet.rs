@@ -277,5 +277,5 @@ async fn ended_by_older(cut: &mut watch::Receiver<(String, usize)>, name: &str, 
             return;
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }

@@ -279,11 +279,11 @@ async fn a_daemon_does_not_write_the_state_of_another_node_nor_what_is_not_its_o
     let kubeconfig = Kubeconfig::read_from(bench.server.daemon_kubeconfig(NODE).await?)?;
     let client = Client::try_from(Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?)?;
     let states: Api<SriovNetworkNodeState> = Api::namespaced(client, NAMESPACE);
-    let status = json!({ "status": { "syncStatus": "Succeeded" } });
+    let report = json!({ "status": { "syncStatus": "Succeeded" } });
     let asks = |value: &str| json!({ "metadata": { "annotations": { keys::DESIRED_STATE: value } } });
     // The rule is in force a moment after it was written.
     let refused = async || {
-        let answer = states.patch_status("node2", &PatchParams::default(), &Patch::Merge(&status)).await;
+        let answer = states.patch_status("node2", &PatchParams::default(), &Patch::Merge(&report)).await;
         ensure!(answer.is_err(), "the state of another node could be written");
         Ok(())
     };
@@ -303,11 +303,11 @@ async fn a_daemon_does_not_write_the_state_of_another_node_nor_what_is_not_its_o
         ensure!(said.contains(words), "{node} {patch}: {said}");
     }
     // What is its own, it can.
-    states.patch_status(NODE, &PatchParams::default(), &Patch::Merge(&status)).await?;
+    states.patch_status(NODE, &PatchParams::default(), &Patch::Merge(&report)).await?;
     states.patch(NODE, &PatchParams::default(), &Patch::Merge(asks(keys::DRAIN_REQUIRED))).await?;
     // A token that says of no pod on which node it runs is no daemon's.
     let elsewhere: Api<SriovNetworkNodeState> = Api::namespaced(bench.server.client(User::Daemon).await?, NAMESPACE);
-    let unbound = elsewhere.patch_status(NODE, &PatchParams::default(), &Patch::Merge(&status)).await;
+    let unbound = elsewhere.patch_status(NODE, &PatchParams::default(), &Patch::Merge(&report)).await;
     ensure!(unbound.is_err(), "a token of no node could write");
     Ok(())
 }

@@ -210,7 +210,8 @@ async fn policies_merge(cluster: &Cluster) -> Result<()> {
 }
 
 async fn a_malformed_policy_stops_nobody(cluster: &Cluster) -> Result<()> {
-    cluster.policy("bad", json!({ "nicSelector": { "pfNames": ["enp2s0#3-1"] } })).await?;
+    // Malformed in a way that the API server's rules let through.
+    cluster.policy("bad", json!({ "nicSelector": { "pfNames": ["enp2s0"] }, "numVfs": 70_000 })).await?;
     eventually(PROMPTLY, "a malformed policy says so", async || {
         let status = cluster.policies.get("bad").await?.status.context("no status")?;
         expect_ready(&status.conditions, "False", "InvalidPolicy")
@@ -223,7 +224,7 @@ async fn a_malformed_policy_stops_nobody(cluster: &Cluster) -> Result<()> {
     }
     // One that is in use and becomes malformed keeps its VFs.
     cluster
-        .policy("more", json!({ "nicSelector": { "pfNames": ["enp2s0#0-9"] }, "numVfs": 2, "nodeSelector": { keys::CAPABLE_LABEL: "true" } }))
+        .policy("more", json!({ "nicSelector": { "pfNames": ["enp2s0"] }, "numVfs": 70_000, "nodeSelector": { keys::CAPABLE_LABEL: "true" } }))
         .await?;
     eventually(PROMPTLY, "it says so", async || {
         let status = cluster.policies.get("more").await?.status.context("no status")?;

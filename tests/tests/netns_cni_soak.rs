@@ -29,16 +29,13 @@ impl Io for Pool {
     fn delegate(&self, call: &Delegation<'_>) -> Result<Vec<u8>, DelegateError> {
         let mut given = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let whose = (call.container_id.to_owned(), call.if_name.to_owned());
-        let result = match call.command {
-            Command::Add => {
-                let free = (2..=254).find(|number| given.values().all(|taken| taken != number)).unwrap_or(255);
-                given.insert(whose, free);
-                json!({"cniVersion": "1.1.0", "ips": [{"address": format!("192.0.2.{free}/24"), "gateway": "192.0.2.1"}]}).to_string()
-            }
-            _ => {
-                given.remove(&whose);
-                String::new()
-            }
+        let result = if call.command == Command::Add {
+            let free = (2..=254).find(|number| given.values().all(|taken| taken != number)).unwrap_or(255);
+            given.insert(whose, free);
+            json!({"cniVersion": "1.1.0", "ips": [{"address": format!("192.0.2.{free}/24"), "gateway": "192.0.2.1"}]}).to_string()
+        } else {
+            given.remove(&whose);
+            String::new()
         };
         Ok(result.into_bytes())
     }
@@ -87,7 +84,7 @@ fn files_below(folder: &Path, found: &mut BTreeSet<String>) -> Result<()> {
 
 /// One attachment of either kind to either pod.
 fn pair(machine: &Machine, pods: &[Pod], pool: &Pool, networks: &[Value], round: usize) -> Result<()> {
-    let (pod, network) = (&pods[round % pods.len()], &networks[usize::from(round / pods.len() % ONE_MOVES_OF > 0)]);
+    let (pod, network) = (&pods[round % pods.len()], &networks[usize::from(!(round / pods.len()).is_multiple_of(ONE_MOVES_OF))]);
     let result = machine.call_with(Add, pod, network, pool)?.context("a result")?;
     ensure!(result["ips"][0]["address"] == "192.0.2.2/24", "an address was not given back: {result}");
     ensure!(machine.call_with(Del, pod, network, pool)?.is_none(), "DEL prints nothing");

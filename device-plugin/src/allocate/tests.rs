@@ -19,6 +19,7 @@ struct Case {
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[expect(clippy::struct_excessive_bools, reason = "the facts of a case, as its file gives them")]
 struct CaseDevice {
     driver: String,
     iommu_group: Option<u32>,

@@ -22,7 +22,9 @@ impl Listener for Controller<'_> {
             if let Some(state) = self.fleet.states.get(&self.key(&name)) {
                 touched.extend(self.pools.borrow_mut().set_standing(&name, standing(Some(&state))));
             }
-            touched.iter().for_each(|pool| self.wake(pool));
+            for pool in &touched {
+                self.wake(pool);
+            }
             self.queue.add(Subject::Census);
         }
         let mark = |node: Option<&NodeMeta>| node.map(|node| node.annotations().contains_key(keys::CORDONED));
@@ -51,9 +53,8 @@ impl Listener for Controller<'_> {
 
     fn pool(&self, change: &Change<'_, PoolGuard>) {
         // A status, which is ours, changes nothing.
-        let essence = |pool: Option<&PoolGuard>| match pool {
-            None => None,
-            Some(pool) => Some(pool.0.as_ref().map(|p| (p.spec.clone(), p.metadata.deletion_timestamp.is_some())).map_err(|e| e.error.clone())),
+        let essence = |pool: Option<&PoolGuard>| {
+            pool.map(|pool| pool.0.as_ref().map(|p| (p.spec.clone(), p.metadata.deletion_timestamp.is_some())).map_err(|e| e.error.clone()))
         };
         let (old, new): (Option<Result<(SriovNetworkPoolConfigSpec, bool), String>>, _) = (essence(change.old), essence(change.new));
         if old == new {
@@ -69,7 +70,9 @@ impl Listener for Controller<'_> {
         }
         let names: Vec<String> = rules.keys().cloned().chain([pools::REST.to_owned()]).collect();
         self.pools.borrow_mut().set_pools(rules);
-        names.iter().for_each(|pool| self.wake(pool));
+        for pool in &names {
+            self.wake(pool);
+        }
         // Overlap is between pools, so a waiting node may have to say something else now.
         for state in self.fleet.states.list().iter().filter(|state| standing(Some(state)).asks) {
             self.queue.add(Subject::Node(state.name_any()));

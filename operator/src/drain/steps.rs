@@ -89,7 +89,7 @@ impl Phase {
     }
 }
 
-pub(super) fn decide(view: &View) -> Step {
+pub(super) fn decide(view: View) -> Step {
     if view.external {
         return Step::Leave;
     }
@@ -129,21 +129,21 @@ mod tests {
             (Everything, Complete, Step::Hold),
         ];
         for (request, phase, expected) in table {
-            assert_eq!(decide(&View { request, phase, ..VIEW }), expected, "{request:?} {phase:?}");
+            assert_eq!(decide(View { request, phase, ..VIEW }), expected, "{request:?} {phase:?}");
         }
     }
 
     #[test]
     fn a_cordon_of_ours_that_was_left_is_taken_back() {
-        assert_eq!(decide(&View { cordoned: true, ..VIEW }), Step::GiveBack);
-        assert_eq!(decide(&View { cordoned: true, node: false, ..VIEW }), Step::Rest);
+        assert_eq!(decide(View { cordoned: true, ..VIEW }), Step::GiveBack);
+        assert_eq!(decide(View { cordoned: true, node: false, ..VIEW }), Step::Rest);
     }
 
     #[test]
     fn an_external_drainers_node_is_never_touched() {
         for request in [Request::Nothing, Request::Users, Request::Everything] {
             for phase in [Phase::Idle, Phase::Draining, Phase::Complete] {
-                assert_eq!(decide(&View { request, phase, external: true, cordoned: true, ..VIEW }), Step::Leave);
+                assert_eq!(decide(View { request, phase, external: true, cordoned: true, ..VIEW }), Step::Leave);
             }
         }
     }
@@ -151,14 +151,14 @@ mod tests {
     #[test]
     fn switched_off_the_daemon_works_at_once() {
         for phase in [Phase::Idle, Phase::Draining] {
-            assert!(matches!(decide(&View { request: Request::Users, phase, disabled: true, ..VIEW }), Step::Pass(_)));
+            assert!(matches!(decide(View { request: Request::Users, phase, disabled: true, ..VIEW }), Step::Pass(_)));
         }
     }
 
     #[test]
     fn an_only_node_reboots_without_a_drain_and_is_drained_for_the_rest() {
-        assert!(matches!(decide(&View { request: Request::Everything, alone: true, ..VIEW }), Step::Pass(_)));
-        assert_eq!(decide(&View { request: Request::Users, alone: true, ..VIEW }), Step::Ask);
+        assert!(matches!(decide(View { request: Request::Everything, alone: true, ..VIEW }), Step::Pass(_)));
+        assert_eq!(decide(View { request: Request::Users, alone: true, ..VIEW }), Step::Ask);
     }
 
     #[test]

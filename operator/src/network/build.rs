@@ -153,7 +153,7 @@ mod tests {
             image_pull_secrets: vec![],
             stale_state_delay: Duration::ZERO,
             admission: crate::admission::Settings::for_tests(),
-            drain_timeout: Duration::from_secs(900),
+            drain_timeout: Duration::from_mins(15),
             external_drainer: false,
         }
     }

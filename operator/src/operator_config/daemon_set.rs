@@ -337,7 +337,7 @@ mod tests {
             image_pull_secrets: input.image_pull_secrets.clone(),
             stale_state_delay: Duration::ZERO,
             admission: crate::admission::Settings::for_tests(),
-            drain_timeout: Duration::from_secs(900),
+            drain_timeout: Duration::from_mins(15),
             external_drainer: false,
         };
         build(input.config.as_ref(), &settings)

@@ -81,7 +81,7 @@ mod tests {
         store.owe(&journal).unwrap();
         store.owe(&journal).unwrap();
         assert!(!store.has(journal.vf));
-        assert_eq!(store.owing(&journal.network).unwrap(), [journal.owner.clone()]);
+        assert_eq!(store.owing(&journal.network).unwrap(), std::slice::from_ref(&journal.owner));
         assert_eq!(store.owing("another").unwrap(), []);
         store.settled(container_id, if_name).unwrap();
         assert_eq!(store.owing(&journal.network).unwrap(), []);

@@ -277,7 +277,7 @@ fn native(cli: &Cli, sriov: &Path) -> Result<()> {
             let micros = u64::try_from(after.as_micros())?;
             println!("| {journals} | {vfs} | {add_us} | {del_us} | {} | {} | {before} | {} | {peaks} |", calls[0], calls[1], ms(micros));
             (until_netlink, peak) = (until_netlink.max(after), peak.max(peaks));
-            scene.clear()?;
+            Scene::clear()?;
         }
         println!("\nThe time until netlink includes two stops of the tracer for each call, so that it is an upper bound.");
         println!("- {}", goal(until_netlink < Duration::from_millis(1), "process start to first netlink byte below 1 ms"));
@@ -363,7 +363,7 @@ impl Scene<'_> {
     }
 
     /// Takes the machine's links away: the next one has the same names.
-    fn clear(&self) -> Result<()> {
+    fn clear() -> Result<()> {
         let route = Route::open()?;
         let link = route.link_by_name(sriov_tests::cni::NETDEV)?.context("the VF's netdev has gone")?;
         Ok(route.del_link(link.netdev.ifindex)?)
