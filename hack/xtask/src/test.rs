@@ -37,7 +37,7 @@ impl std::ops::AddAssign for Counts {
 /// The targets of a tier, for cargo: everything inside the crates, then the files of `tests/tests` by the tier in their names.
 fn targets(tier: Tier) -> &'static [&'static str] {
     match tier {
-        0 => &["--lib", "--bins", "--test", "program"],
+        0 => &["--lib", "--bins", "--test", "program", "--test", "hostile_*"],
         1 => &["--test", "apiserver_*", "--test", "contract_*", "--test", "lab_*", "--test", "netns_*", "--test", "plugin_*"],
         2 => &["--test", "vm_*"],
         _ => &["--test", "cluster_*"],
@@ -170,6 +170,8 @@ fn minutes(time: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     #[test]
@@ -186,6 +188,19 @@ mod tests {
     #[test]
     fn a_short_result_line_of_an_own_harness_is_understood() {
         assert_eq!(result("test result: ok. 5 passed; 0 failed"), Some(Counts { passed: 5, failed: 0, ignored: 0 }));
+    }
+
+    #[test]
+    fn each_test_file_is_in_one_tier() {
+        let files = Workspace::locate().unwrap().files().unwrap();
+        let of_cargo = |path: &&PathBuf| path.extension().is_some_and(|e| e == "rs") && path.parent().is_some_and(|folder| folder.ends_with("tests"));
+        let names: Vec<&str> = files.iter().filter(of_cargo).filter_map(|path| path.file_stem()?.to_str()).collect();
+        assert!(names.contains(&"contract_seams"), "{names:?}");
+        for name in names {
+            let takes = |pattern: &&&str| pattern.strip_suffix('*').map_or(name == **pattern, |start| name.starts_with(start));
+            let tiers = (0..=3).filter(|tier| targets(*tier).iter().any(|pattern| takes(&pattern))).count();
+            assert_eq!(tiers, 1, "tests/{name}.rs is in {tiers} tiers");
+        }
     }
 
     #[test]
