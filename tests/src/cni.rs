@@ -66,12 +66,17 @@ pub struct Machine {
 pub struct Pod {
     netns: NetNs,
     container_id: String,
+    folder: TempDir,
 }
 
 impl Pod {
     /// A new pod.
     pub fn new(container_id: &str) -> Result<Self> {
-        Ok(Self { netns: new_netns()?, container_id: container_id.to_owned() })
+        let pod = Self { netns: new_netns()?, container_id: container_id.to_owned(), folder: tempfile::tempdir()? };
+        // The number of the descriptor alone would name another pod's namespace as soon as this one has ended.
+        let descriptor = format!("/proc/{}/fd/{}", std::process::id(), pod.netns.as_fd().as_raw_fd());
+        std::os::unix::fs::symlink(descriptor, pod.path())?;
+        Ok(pod)
     }
 
     /// `CNI_CONTAINERID`.
@@ -81,7 +86,7 @@ impl Pod {
 
     /// `CNI_NETNS`; it names the namespace for other processes too, as long as this value lives.
     pub fn path(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.netns.as_fd().as_raw_fd()))
+        self.folder.path().join("netns")
     }
 
     /// A route socket in the pod.

@@ -177,6 +177,8 @@ impl Lab {
             let base = fs::read(&initrd).with_context(|| format!("read {}", initrd.display()))?;
             initrd = file("initrd");
             fs::write(&initrd, initrd::append(&base, &files))?;
+        }
+        if self.control_plane.is_some() || node.disk {
             let disk = file("state");
             fs::File::create(&disk)?.set_len(STATE_DISK_BYTES)?;
             let options = "lazy_itable_init=1,lazy_journal_init=1,nodiscard";

@@ -13,7 +13,7 @@ use sriov_tests::lab::config_daemon::{ConfigDaemon, PROGRAM, Wish, node_state};
 use sriov_tests::lab::guest::Guest;
 use sriov_tests::lab::topology::{Nic, Node, Topology};
 
-sriov_tests::lab_tests! { Topology::guests([Node::new(1), Node::new(2).without_iommu()]);
+sriov_tests::lab_tests! { Topology::guests([Node::new(1).with_disk(), Node::new(2).without_iommu()]);
     it_sees_what_the_kernel_shows,
     netdevice_vfs_get_their_driver_mac_and_mtu,
     a_second_apply_finds_nothing_to_do,
@@ -22,11 +22,14 @@ sriov_tests::lab_tests! { Topology::guests([Node::new(1), Node::new(2).without_i
     the_number_of_vfs_goes_from_two_to_four_to_none,
     too_many_vfs_are_refused_while_the_other_pf_is_configured,
     killed_after_any_step_it_converges_and_never_makes_right_vfs_again,
+    a_port_that_the_host_uses_is_refused_and_its_traffic_is_left_alone,
+    vfio_pci_is_loaded_when_it_is_missing,
     without_an_iommu_vfio_is_refused_and_nothing_is_touched,
     policies_are_planned_without_a_cluster_and_without_root,
     network_manager_is_told_to_leave_vfs_alone,
     after_a_power_cut_the_same_vfs_are_there_before_anything_else_runs,
     doctor_finds_the_iommu_that_is_missing,
+    a_pf_that_is_unplugged_while_a_plan_runs_harms_nobody_else,
 }
 
 fn first(lab: &Lab) -> Result<(&Guest, Nic, Nic)> {
@@ -235,7 +238,10 @@ fn without_an_iommu_vfio_is_refused_and_nothing_is_touched(lab: &mut Lab) -> Res
     let before = (links(guest)?, daemon.observe()?);
     let outcome = daemon.apply(&[Wish::vfs(nic, 2).group("0-1", "vfio-pci")])?;
     ensure!(!outcome.success() && outcome.text().contains("refused (IommuInactive)"), "{outcome}");
-    ensure!(outcome.text().contains("intel_iommu=on"), "the refusal does not say what to do: {outcome}");
+    ensure!(
+        outcome.text().contains("put intel_iommu=on iommu=pt") && outcome.text().contains("in the place of  intel_iommu=off"),
+        "the refusal does not say what to do: {outcome}"
+    );
     assert_eq!((links(guest)?, daemon.observe()?), before);
     Ok(())
 }
@@ -257,10 +263,10 @@ fn policies_are_planned_without_a_cluster_and_without_root(lab: &mut Lab) -> Res
     let daemon = ConfigDaemon::installed(guest);
     reset(&daemon)?;
     guest.write("/tmp/policies.yaml", POLICIES.replace("PF", &nic.netdev()).as_bytes(), 0o644)?;
-    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", PROGRAM];
-    let plan = guest.run(&[&nobody[..], &["plan", "-f", "/tmp/policies.yaml"]].concat())?;
+    let as_nobody = |command: &str| guest.run(&["su", "-s", "/bin/sh", "nobody", "-c", &format!("{PROGRAM} {command}")]);
+    let plan = as_nobody("plan -f /tmp/policies.yaml")?;
     ensure!(plan.contains("create 2 VFs") && plan.contains("vf 1: bind to vfio-pci"), "{plan}");
-    let seen = guest.run(&[&nobody[..], &["observe"]].concat())?;
+    let seen = as_nobody("observe")?;
     ensure!(seen.contains(nic.pci_address().as_str()), "{seen}");
     assert_eq!(daemon.pf(nic)?.numvfs, 0, "plan changed the machine");
     guest.run(&[PROGRAM, "apply", "-f", "/tmp/policies.yaml"])?;
@@ -314,4 +320,57 @@ fn doctor_finds_the_iommu_that_is_missing(lab: &mut Lab) -> Result<()> {
     ensure!(!with.text().contains("IOMMU: "), "{with}");
     ensure!(without.text().contains("note: IOMMU: ") && without.text().contains("cure: "), "{without}");
     Ok(())
+}
+
+fn a_port_that_the_host_uses_is_refused_and_its_traffic_is_left_alone(lab: &mut Lab) -> Result<()> {
+    let (guest, nic, other) = first(lab)?;
+    let daemon = ConfigDaemon::installed(guest);
+    guest.sh(&format!(
+        "ip link add link {0} name {0}.7 type vlan id 7 && ip link set {0} up && ip addr add 198.51.100.1/24 dev {0}.7",
+        nic.netdev()
+    ))?;
+    let before = without_carrier(links(guest)?);
+    let outcome = daemon.apply(&[Wish::vfs(nic, 2).group("0-1", "netdevice"), Wish::vfs(other, 1).group("0-0", "netdevice")])?;
+    ensure!(!outcome.success() && outcome.text().contains("refused (PfInUse)"), "{outcome}");
+    for word in [format!("address 198.51.100.1/24 is on {}.7", nic.netdev()), format!("{}.7 (vlan) stands on it", nic.netdev())] {
+        ensure!(outcome.text().contains(&word), "{word:?} is not in {outcome}");
+    }
+    let is_ours = |link: &&Value| link["ifname"].as_str().is_some_and(|name| name.starts_with(&nic.netdev()));
+    let after = without_carrier(links(guest)?);
+    assert_eq!(after.iter().filter(is_ours).collect::<Vec<_>>(), before.iter().filter(is_ours).collect::<Vec<_>>());
+    assert_eq!((daemon.pf(nic)?.numvfs, daemon.pf(other)?.numvfs), (0, 1), "the other port is configured");
+    guest.sh(&format!("ip link del {}.7", nic.netdev()))?;
+    apply(&daemon, &[Wish::vfs(nic, 2).group("0-1", "netdevice"), Wish::vfs(other, 1).group("0-0", "netdevice")])?;
+    reset(&daemon)
+}
+
+fn vfio_pci_is_loaded_when_it_is_missing(lab: &mut Lab) -> Result<()> {
+    let (guest, nic, _) = first(lab)?;
+    let daemon = ConfigDaemon::installed(guest);
+    guest.sh("modprobe -r vfio-pci; [ ! -e /sys/bus/pci/drivers/vfio-pci ]")?;
+    let wish = [Wish::vfs(nic, 1).group("0-0", "vfio-pci")];
+    ensure!(daemon.plan(&wish)?.starts_with("machine: load kernel module vfio-pci\n"), "{}", daemon.plan(&wish)?);
+    apply(&daemon, &wish)?;
+    assert_eq!(drivers(&daemon.pf(nic)?), [Some("vfio-pci")]);
+    reset(&daemon)
+}
+
+fn a_pf_that_is_unplugged_while_a_plan_runs_harms_nobody_else(lab: &mut Lab) -> Result<()> {
+    let (guest, nic, other) = first(lab)?;
+    let daemon = ConfigDaemon::installed(guest);
+    let wish = [Wish::vfs(nic, 2).group("0-1", "netdevice"), Wish::vfs(other, 4).group("0-3", "netdevice")];
+    guest.write("/tmp/wish.json", node_state(&wish).as_bytes(), 0o600)?;
+    guest.sh(&format!("{PROGRAM} apply -f /tmp/wish.json > /tmp/apply.out 2> /tmp/apply.log & echo $! > /tmp/apply.pid"))?;
+    let begun = || Ok(guest.sh("cat /tmp/apply.log")?.contains(&format!("{}: create 4 VFs", other.pci_address())).then_some(()));
+    guest.poll(Instant::now() + Duration::from_mins(1), "VFs are being made on the port that is to go", begun)?;
+    guest.monitor().unplug(&other.device_id())?;
+    let ended = || Ok((!guest.sh("kill -0 $(cat /tmp/apply.pid) 2>/dev/null && echo runs || true")?.contains("runs")).then_some(()));
+    guest.poll(Instant::now() + Duration::from_secs(150), "the run ends", ended)?;
+    let gone = || Ok(daemon.observe()?.pfs.iter().all(|pf| pf.address.to_string() != other.pci_address()).then_some(()));
+    guest.poll(Instant::now() + Duration::from_mins(1), "the port is gone", gone)?;
+    let pf = daemon.pf(nic)?;
+    assert_eq!(drivers(&pf), [Some("igbvf"), Some("igbvf")], "the port that stayed: {}", guest.sh("cat /tmp/apply.log")?);
+    let plan = daemon.plan(&wish)?;
+    ensure!(plan.starts_with("refused (PfNotFound)"), "{plan}");
+    reset(&daemon)
 }

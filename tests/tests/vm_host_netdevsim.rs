@@ -17,6 +17,7 @@ sriov_tests::lab_tests! {
     all_attributes_go_in_one_message_and_read_back,
     a_setting_of_one_vf_leaves_the_others_alone,
     a_vf_that_is_not_there_is_refused_with_the_kernels_words,
+    switchdev_mode_brings_a_representor_for_each_vf_and_goes_back,
 }
 
 const PROGRAM: &str = "/usr/local/bin/vf-attributes";
@@ -90,4 +91,30 @@ fn a_vf_that_is_not_there_is_refused_with_the_kernels_words(lab: &mut Lab) -> Re
     let outcome = guest.command(&[PROGRAM, &pf, "7", "[{\"Trust\":true}]"]).outcome()?;
     same("it succeeds", &outcome.success(), &false)?;
     same("the kernel's error is told", &outcome.errors().contains("Invalid argument"), &true)
+}
+
+fn switchdev_mode_brings_a_representor_for_each_vf_and_goes_back(lab: &mut Lab) -> Result<()> {
+    let (guest, pf) = pf(lab)?;
+    let program = "/usr/local/bin/eswitch";
+    lab.install(guest, "eswitch", program)?;
+    let set = |mode: &str| -> Result<Value> { Ok(serde_json::from_str(&guest.run(&[program, "netdevsim", "netdevsim10", mode, &pf])?)?) };
+    set("switchdev")?;
+    // udev gives the representors their names a moment later; setting the mode that it has changes nothing.
+    guest.run(&["udevadm", "settle", "--timeout=30"])?;
+    let up = set("switchdev")?;
+    same("mode", &up["mode"], &json!("switchdev"))?;
+    same("offload", &up["offload"], &json!(true))?;
+    let names: Vec<&str> = [0, 1].iter().filter_map(|vf| up["representors"][vf.to_string()].as_str()).collect();
+    same("representors", &names.len(), &2)?;
+    // Another program's reading of the same.
+    let ports: Value = serde_json::from_str(&guest.run(&["devlink", "-j", "port", "show"])?)?;
+    let by_devlink = ports["port"].as_object().context("devlink shows no ports")?.values();
+    for (vf, name) in names.iter().enumerate() {
+        let fits = |port: &&Value| port["flavour"] == "pcivf" && port["vfnum"] == json!(vf);
+        let port = by_devlink.clone().find(fits).with_context(|| format!("devlink shows no port of VF {vf}"))?;
+        same("representor by devlink", &port["netdev"], &json!(name))?;
+    }
+    let down = set("legacy")?;
+    same("mode", &down["mode"], &json!("legacy"))?;
+    same("representors", &down["representors"], &json!({}))
 }

@@ -5,19 +5,21 @@
 //!
 //! Invariant: words are compared as the kernel reads them, whole and with their list of values; no reboot is asked for.
 
+/// What switches it on; without a word the kernel's own configuration decides.
+const ON: &str = "intel_iommu=on iommu=pt  (AMD: amd_iommu=on iommu=pt)";
+
 /// What to do so that an IOMMU translates.
 pub(crate) fn cure(command_line: &str) -> String {
     let off: Vec<&str> = command_line.split_whitespace().filter(|word| is_off(word)).collect();
     if !off.is_empty() {
-        return format!("the kernel command line switches it off: remove  {}  from it and reboot", off.join(" "));
+        return format!("the kernel command line switches it off: put {ON} in the place of  {}  there and reboot", off.join(" "));
     }
     if command_line.split_whitespace().any(is_on) {
         return "the kernel command line asks for it, so it is off in the firmware: enable it there (Intel VT-d, AMD-Vi; in a virtual machine give it a \
                 virtual IOMMU); another reboot without that does not help"
             .to_owned();
     }
-    "enable it in the firmware (Intel VT-d, AMD-Vi), put intel_iommu=on iommu=pt  (AMD: amd_iommu=on iommu=pt) on the kernel command line and reboot"
-        .to_owned()
+    format!("enable it in the firmware (Intel VT-d, AMD-Vi), put {ON} on the kernel command line and reboot")
 }
 
 /// Whether a word of the command line is `name=...` with this among its values, which commas separate.
@@ -53,6 +55,6 @@ mod tests {
 
     #[test]
     fn an_argument_that_switches_it_off_is_named() {
-        assert!(cure("quiet intel_iommu=on iommu=off").contains("remove  iommu=off  from it"));
+        assert!(cure("quiet intel_iommu=on iommu=off").contains("in the place of  iommu=off  there"));
     }
 }

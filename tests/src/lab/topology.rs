@@ -38,6 +38,8 @@ pub struct Node {
     pub pfs: u8,
     /// Whether the kernel is told to use the machine's IOMMU.
     pub iommu: bool,
+    /// Whether what it writes outlives a restart. Nodes of a cluster always keep theirs.
+    pub disk: bool,
     /// Memory in MiB.
     pub memory_mib: u32,
     /// Virtual processors. One is as fast as two where two guests share two real ones, and the emulation of several was seen to lose interrupts: both
@@ -50,13 +52,20 @@ pub struct Node {
 impl Node {
     /// A guest with two PFs and an IOMMU.
     pub fn new(number: u8) -> Self {
-        Self { number, pfs: 2, iommu: true, memory_mib: 1280, processors: 1, kernel_arguments: Vec::new() }
+        Self { number, pfs: 2, iommu: true, disk: false, memory_mib: 1280, processors: 1, kernel_arguments: Vec::new() }
     }
 
     /// The same without an IOMMU: `vfio-pci` cannot work there.
     #[must_use]
     pub fn without_iommu(mut self) -> Self {
         self.iommu = false;
+        self
+    }
+
+    /// The same with a disk, so that what it writes outlives a restart.
+    #[must_use]
+    pub fn with_disk(mut self) -> Self {
+        self.disk = true;
         self
     }
 
