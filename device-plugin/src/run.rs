@@ -101,13 +101,15 @@ pub async fn run(settings: Settings, node: Arc<Node>, pods: Option<PodResources>
         }
         // What the file is about happened before it was written, and was announced by then.
         events.drain(&mut changes);
-        let ended = changes.claims;
+        // A VF may have come into another pool, where it must not be offered while a pod has it; the journal's own event may come after this one.
+        changes.claims |= loaded;
+        let sweep = changes.claims;
         plugin.follow(changes).await?;
         if loaded {
             // The new pools are offered by now. This finds what no event told, and what only the new file asks for.
             plugin.follow(Changes { everything: true, ..Changes::default() }).await?;
         }
-        if loaded || ended {
+        if sweep {
             plugin.sweep().await;
         }
     }

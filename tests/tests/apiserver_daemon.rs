@@ -210,12 +210,14 @@ async fn idle(bench: &Bench, pid: u32) -> Result<()> {
     // The events of the first round are told on the side; other tests on this machine may make links, which are a reason to look.
     eventually(Duration::from_mins(2), "no request and no round for 15 s", async || {
         let before = (bench.metric("sriov_config_daemon_api_requests_total").await?, bench.metric("sriov_config_daemon_rounds_total").await?);
-        let (switches, threads) = switches(pid)?;
+        let before_by_thread = switches(pid)?;
         tokio::time::sleep(WATCHED).await;
         quiet = (bench.metric("sriov_config_daemon_api_requests_total").await?, bench.metric("sriov_config_daemon_rounds_total").await?);
         ensure!(quiet == before, "requests and rounds went from {before:?} to {quiet:?}");
-        let woken = self::switches(pid)?.0 - switches;
-        eprintln!("idle for {} s: {woken} wake-ups of {threads} threads, the test's own two requests included", WATCHED.as_secs());
+        // Threads that had nothing to do for long may have ended meanwhile.
+        let after = switches(pid)?;
+        let woken: u64 = after.iter().map(|(thread, count)| count - before_by_thread.get(thread).unwrap_or(&0)).sum();
+        eprintln!("idle for {} s: {woken} wake-ups of {} threads, the test's own two requests included", WATCHED.as_secs(), after.len());
         ensure!(woken < 60, "{woken} wake-ups in {} s", WATCHED.as_secs());
         Ok(())
     })
@@ -224,16 +226,15 @@ async fn idle(bench: &Bench, pid: u32) -> Result<()> {
     Ok(())
 }
 
-/// Voluntary context switches of all threads: how often one of them waited for something.
-fn switches(pid: u32) -> Result<(u64, usize)> {
-    let (mut sum, mut threads) = (0, 0);
-    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        let text = std::fs::read_to_string(thread?.path().join("status"))?;
+/// Voluntary context switches by thread: how often it waited for something.
+fn switches(pid: u32) -> Result<BTreeMap<String, u64>> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task"))?;
+    let count = |thread: std::fs::DirEntry| {
+        let text = std::fs::read_to_string(thread.path().join("status"))?;
         let line = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).context("no context switches")?;
-        sum += line.trim().parse::<u64>()?;
-        threads += 1;
-    }
-    Ok((sum, threads))
+        Ok((thread.file_name().to_string_lossy().into_owned(), line.trim().parse()?))
+    };
+    threads.map(|thread| count(thread?)).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
