@@ -9,3 +9,8 @@ pub mod deviceplugin_v1beta1;
 #[rustfmt::skip]
 #[allow(clippy::all, clippy::pedantic, missing_docs, unreachable_pub, reason = "generated")]
 pub mod podresources_v1;
+
+/// `pluginregistration/v1`: the service by which a plugin in the kubelet's folder `plugins_registry` says what it is.
+#[rustfmt::skip]
+#[allow(clippy::all, clippy::pedantic, missing_docs, unreachable_pub, reason = "generated")]
+pub mod pluginregistration_v1;

@@ -5,7 +5,6 @@
 //!
 //! Invariant: whatever is started here ends with the process that started it, however that ends.
 
-pub mod api;
 pub mod apiserver;
 pub mod cluster;
 pub mod cni;

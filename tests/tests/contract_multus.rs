@@ -10,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 
 use anyhow::{Result, anyhow};
 use serde_json::{Value, json};
-use sriov_tests::api::podresources_v1 as podresources;
+use sriov_device_plugin::api::podresources_v1 as podresources;
 use sriov_tests::multus::cluster::{Cluster, Kubernetes, Network, PodFacts};
 use sriov_tests::multus::delegate::Devices;
 use sriov_tests::multus::status::NetworkStatus;

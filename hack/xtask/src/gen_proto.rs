@@ -21,22 +21,15 @@ struct Api {
     folder: &'static str,
     /// The protobuf package, which names the file that the generator writes.
     package: &'static str,
-    /// Generated files, relative to the workspace root.
-    targets: &'static [&'static str],
+    /// The generated file, relative to the workspace root.
+    target: &'static str,
 }
 
-/// The tests have copies of their own: their kubelet is the other side of the protocol, and must not share the product's code.
+/// The device plugin's own; the tests' kubelet takes them from its library: what both sides share is the protocol.
 const APIS: &[Api] = &[
-    Api {
-        folder: "pkg/apis/deviceplugin/v1beta1",
-        package: "v1beta1",
-        targets: &["device-plugin/src/api/deviceplugin_v1beta1.rs", "tests/src/api/deviceplugin_v1beta1.rs"],
-    },
-    Api {
-        folder: "pkg/apis/podresources/v1",
-        package: "v1",
-        targets: &["device-plugin/src/api/podresources_v1.rs", "tests/src/api/podresources_v1.rs"],
-    },
+    Api { folder: "pkg/apis/deviceplugin/v1beta1", package: "v1beta1", target: "device-plugin/src/api/deviceplugin_v1beta1.rs" },
+    Api { folder: "pkg/apis/podresources/v1", package: "v1", target: "device-plugin/src/api/podresources_v1.rs" },
+    Api { folder: "pkg/apis/pluginregistration/v1", package: "pluginregistration", target: "device-plugin/src/api/pluginregistration_v1.rs" },
 ];
 
 /// Writes the generated files below `root`, or with `check` only compares them and fails on a difference.
@@ -45,16 +38,14 @@ pub(crate) fn run(root: &Path, check: bool) -> Result<()> {
     let mut stale = Vec::new();
     for api in APIS {
         let text = generate(&module, api)?;
-        for target in api.targets {
-            let path = root.join(target);
-            if fs::read_to_string(&path).is_ok_and(|committed| committed == text) {
-                continue;
-            }
-            if check {
-                stale.push(*target);
-            } else {
-                write(&path, &text)?;
-            }
+        let path = root.join(api.target);
+        if fs::read_to_string(&path).is_ok_and(|committed| committed == text) {
+            continue;
+        }
+        if check {
+            stale.push(api.target);
+        } else {
+            write(&path, &text)?;
         }
     }
     if !stale.is_empty() {

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use sriov_device_plugin::api::deviceplugin_v1beta1 as v1beta1;
 use sriov_host::testing::{FakeSysfs, SysfsTree};
-use sriov_tests::api::deviceplugin_v1beta1 as v1beta1;
 use sriov_tests::kubelet::Kubelet;
 use sriov_tests::lab::artifacts::product;
 

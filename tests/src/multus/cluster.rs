@@ -16,8 +16,8 @@ use tonic::transport::Endpoint;
 use super::delegate::Devices;
 use super::status::NetworkStatus;
 use super::{Conf, NETWORK_STATUS, PodRef};
-use crate::api::podresources_v1::pod_resources_lister_client::PodResourcesListerClient;
-use crate::api::podresources_v1::{ListPodResourcesRequest, PodResources};
+use sriov_device_plugin::api::podresources_v1::pod_resources_lister_client::PodResourcesListerClient;
+use sriov_device_plugin::api::podresources_v1::{ListPodResourcesRequest, PodResources};
 
 /// Each question must be answered within this time; the runtime gives a whole sandbox four minutes.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -141,7 +141,7 @@ fn devices_of(pod: &PodRef, listed: &[PodResources]) -> Devices {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::podresources_v1::{ContainerDevices, ContainerResources};
+    use sriov_device_plugin::api::podresources_v1::{ContainerDevices, ContainerResources};
 
     fn container(devices: &[(&str, &str)]) -> ContainerResources {
         let devices = devices.iter().map(|(resource, id)| ContainerDevices {
