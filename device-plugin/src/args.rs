@@ -24,6 +24,12 @@ pub struct Args {
     /// The kubelet's device plugin folder.
     #[arg(long, default_value = "/var/lib/kubelet/device-plugins")]
     pub socket_dir: PathBuf,
+    /// Be found by the kubelet in its folder `plugins_registry`, instead of calling it in the device plugin folder.
+    #[arg(long)]
+    pub plugin_watcher: bool,
+    /// The folder that the kubelet watches for plugins.
+    #[arg(long, default_value = "/var/lib/kubelet/plugins_registry")]
+    pub plugins_registry_dir: PathBuf,
     /// The folder of the device-info files that Multus reads.
     #[arg(long, default_value = "/var/run/k8s.cni.cncf.io/devinfo/dp")]
     pub device_info_dir: PathBuf,

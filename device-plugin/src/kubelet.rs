@@ -1,6 +1,7 @@
 //! I/O: telling the kubelet of a pool: the call `Register` on `kubelet.sock` (device plugin API v1beta1, "legacy" registration).
 //!
-//! What does not live here: finding out that the kubelet is a new one (`run`).
+//! What does not live here: finding out that the kubelet is a new one (`run`), what an older instance needs (`handover`), being found by the kubelet
+//! (`watcher`).
 //!
 //! Invariant: a pool is registered until the kubelet has taken it: refused or unanswered calls are repeated with growing pauses, and without a
 //! kubelet there is nothing to repeat, only to wait for its socket.
@@ -14,12 +15,14 @@ use tonic::transport::Endpoint;
 
 use crate::api::deviceplugin_v1beta1::registration_client::RegistrationClient;
 use crate::api::deviceplugin_v1beta1::{DevicePluginOptions, RegisterRequest};
+use crate::handover::{self, Elder};
 use crate::metrics::Metrics;
 use crate::pool::PoolName;
 
 /// The name of the kubelet's socket in its device plugin folder (`deviceplugin/v1beta1/constants.go`).
 pub const KUBELET_SOCKET: &str = "kubelet.sock";
-const API_VERSION: &str = "v1beta1";
+/// The version of the device plugin API that is spoken here.
+pub const API_VERSION: &str = "v1beta1";
 
 /// The kubelet answers only after it has connected to the pool's socket, for which it takes up to 10 s.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
@@ -56,49 +59,84 @@ fn root_cause(error: &dyn std::error::Error) -> String {
     error.to_string()
 }
 
-/// Registers `pool` with the kubelet whose socket is in `folder`, and again after each `again`, each time with the options that it has then. Never
-/// returns; it is dropped with the pool.
-pub async fn keep_registered(folder: PathBuf, pool: PoolName, options: impl Fn() -> DevicePluginOptions, again: Arc<Notify>, metrics: Arc<Metrics>) {
-    let mut pause = FIRST_PAUSE;
-    loop {
-        let answer = register(&folder, &pool, options()).await;
-        metrics.registered(&pool, answer.is_ok());
-        match answer {
-            Ok(()) => {
-                tracing::info!(%pool, "registered with the kubelet");
-                let taken = Instant::now();
-                again.notified().await;
-                if taken.elapsed() > SETTLED {
-                    pause = FIRST_PAUSE;
-                } else {
-                    // A kubelet that ends each stream at once must not keep the processor busy.
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
+/// Keeps a pool registered with the kubelet.
+pub struct Registrar<F> {
+    /// The folder with the kubelet's socket and the pool's.
+    pub folder: PathBuf,
+    /// The pool.
+    pub pool: PoolName,
+    /// The options that the pool has now.
+    pub options: F,
+    /// A reason to register again.
+    pub again: Arc<Notify>,
+    /// What happens is counted here.
+    pub metrics: Arc<Metrics>,
+}
+
+impl<F: Fn() -> DevicePluginOptions> Registrar<F> {
+    /// Registers with the kubelet whose socket is in the folder, and again after each `again`, each time with the options that the pool has then. From
+    /// an `elder` it takes over. Never returns; it is dropped with the pool.
+    pub async fn run(self, mut elder: Option<Elder>) {
+        let pool = &self.pool;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let answer = register(&self.folder, pool, pool.socket_name(), (self.options)()).await;
+            self.metrics.registered(pool, answer.is_ok());
+            match answer {
+                Ok(()) => {
+                    tracing::info!(%pool, "registered with the kubelet");
+                    let taken = Instant::now();
+                    self.until_again(&mut elder).await;
+                    if taken.elapsed() > SETTLED {
+                        pause = FIRST_PAUSE;
+                    } else {
+                        // A kubelet that ends each stream at once must not keep the processor busy.
+                        tokio::time::sleep(pause).await;
+                        pause = (pause * 2).min(LONGEST_PAUSE);
+                    }
                 }
-            }
-            Err(error) if !folder.join(KUBELET_SOCKET).exists() => {
-                tracing::info!(%pool, %error, "waiting for the kubelet");
-                again.notified().await;
-                pause = FIRST_PAUSE;
-            }
-            Err(error) => {
-                tracing::warn!(%pool, %error, "failed to register with the kubelet, trying again");
-                match tokio::time::timeout(pause, again.notified()).await {
-                    Ok(()) => pause = FIRST_PAUSE,
-                    Err(_elapsed) => pause = (pause * 2).min(LONGEST_PAUSE),
+                Err(error) if !self.folder.join(KUBELET_SOCKET).exists() => {
+                    tracing::info!(%pool, %error, "waiting for the kubelet");
+                    self.again.notified().await;
+                    pause = FIRST_PAUSE;
+                }
+                Err(error) => {
+                    tracing::warn!(%pool, %error, "failed to register with the kubelet, trying again");
+                    match tokio::time::timeout(pause, self.again.notified()).await {
+                        Ok(()) => pause = FIRST_PAUSE,
+                        Err(_elapsed) => pause = (pause * 2).min(LONGEST_PAUSE),
+                    }
                 }
             }
         }
     }
+
+    /// Returns when there is a reason to register again; the end of an older instance is one.
+    async fn until_again(&self, elder: &mut Option<Elder>) {
+        let Some(older) = elder else { return self.again.notified().await };
+        match handover::detach(&self.folder, &self.pool).await {
+            Ok(()) => tracing::info!(pool = %self.pool, "taking over from an older instance"),
+            Err(error) => {
+                tracing::warn!(pool = %self.pool, %error, "an older instance will take the pool from the kubelet for a moment when it ends")
+            }
+        }
+        tokio::select! {
+            () = older.ended() => *elder = None,
+            () = self.again.notified() => return,
+        }
+        tracing::info!(pool = %self.pool, "the older instance has ended");
+        // Being told earlier means that the kubelet has ended the stream after all.
+        let _ = tokio::time::timeout(handover::NOTICED_WITHIN, self.again.notified()).await;
+    }
 }
 
-async fn register(folder: &Path, pool: &PoolName, options: DevicePluginOptions) -> Result<(), RegisterError> {
+/// One call `Register` for `pool` at the socket `endpoint` of the folder.
+pub(crate) async fn register(folder: &Path, pool: &PoolName, endpoint: String, options: DevicePluginOptions) -> Result<(), RegisterError> {
     let path = folder.join(KUBELET_SOCKET);
     let connect = |cause| RegisterError::Connect { path: path.clone(), cause };
-    let endpoint = Endpoint::from_shared(format!("unix:{}", path.display())).map_err(connect)?.timeout(ANSWER_WITHIN);
-    let channel = endpoint.connect().await.map_err(connect)?;
-    let request =
-        RegisterRequest { version: API_VERSION.to_owned(), endpoint: pool.socket_name(), resource_name: pool.to_string(), options: Some(options) };
+    let channel =
+        Endpoint::from_shared(format!("unix:{}", path.display())).map_err(connect)?.timeout(ANSWER_WITHIN).connect().await.map_err(connect)?;
+    let request = RegisterRequest { version: API_VERSION.to_owned(), endpoint, resource_name: pool.to_string(), options: Some(options) };
     let answer = RegistrationClient::new(channel).register(request).await;
     answer.map(drop).map_err(|status| RegisterError::Refused { status: Box::new(status) })
 }

@@ -72,7 +72,8 @@ async fn serve(args: Args, settings: Settings) -> Result<()> {
     let node = Node {
         host,
         claims: Claims::new(&args.root, &args.device_info_dir),
-        sockets: args.socket_dir,
+        sockets: if args.plugin_watcher { args.plugins_registry_dir } else { args.socket_dir },
+        found_by_kubelet: args.plugin_watcher,
         device_info: args.device_info_dir,
         cdi: args.use_cdi.then_some(args.cdi_dir),
         cdi_writes: Mutex::default(),

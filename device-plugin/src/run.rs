@@ -20,7 +20,8 @@ use crate::machine::{Changes, Machine};
 use crate::pod_resources::PodResources;
 use crate::pool::{Health, Pool, PoolName};
 use crate::select::{select, withheld};
-use crate::server::{Identity, Node, Serving, folder_of};
+use crate::server::{Node, Serving, folder_of};
+use crate::socket::Identity;
 use crate::watch::{Events, FolderWatch, WatchError};
 use crate::{cdi, device_info};
 

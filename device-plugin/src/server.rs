@@ -5,11 +5,9 @@
 //! **Guarantees.** `ListAndWatch` sends the whole pool at once, then again at each difference and only then. A pool that goes away sends an
 //! empty list before its stream ends. A socket is renamed into its place when it already answers, and only the instance that made it removes it.
 
-mod socket;
-
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,16 +20,19 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
 
-pub use socket::{Identity, SocketError};
-
 use crate::allocate::{self, AllocateError, Grant, Granted};
 use crate::api::deviceplugin_v1beta1 as api;
 use crate::api::deviceplugin_v1beta1::device_plugin_server::{DevicePlugin, DevicePluginServer};
+use crate::api::pluginregistration_v1::registration_server::RegistrationServer;
 use crate::claims::Claims;
+use crate::handover::Elder;
+use crate::kubelet::Registrar;
 use crate::metrics::Metrics;
 use crate::pool::{Health, Pool};
+use crate::socket::{self, Identity, SocketError};
 use crate::watch::FolderWatch;
-use crate::{cdi, device_info, kubelet, prefer};
+use crate::watcher::{self, Introduction};
+use crate::{cdi, device_info, prefer};
 
 /// How long an allocation waits for the pod that had a device to give it back. The kubelet gives a device away when a pod's containers have ended,
 /// which can be before its network is taken down.
@@ -42,8 +43,10 @@ const RETURN_WITHIN: Duration = Duration::from_secs(5);
 pub struct Node {
     /// The machine.
     pub host: Host,
-    /// The kubelet's device plugin folder.
+    /// The kubelet's folder for the pools' sockets.
     pub sockets: PathBuf,
+    /// That folder is `plugins_registry`: the kubelet finds the sockets by itself and asks what they are.
+    pub found_by_kubelet: bool,
     /// The folder of device-info files.
     pub device_info: PathBuf,
     /// The folder of CDI specs; `None`: device nodes are given one by one.
@@ -83,28 +86,27 @@ struct Service {
     streams: Streams,
 }
 
-/// The open `ListAndWatch` streams of one socket. When the last one ends, the pool registers again: a kubelet drops the newer of two registrations when
-/// the stream of the older one ends (`devicemanager/plugin/v1beta1/server.go` looks the client up by the resource's name only), and says so in no
-/// other way.
+/// The `ListAndWatch` streams of one socket. When the newest one ends, the pool registers again: the kubelet has disconnected it, and says so in no other
+/// way. An older one may stay open beside it: both tell the same.
 #[derive(Clone, Debug)]
 struct Streams {
-    open: Arc<AtomicUsize>,
+    newest: Arc<AtomicU64>,
     again: Arc<Notify>,
 }
 
-/// One open stream.
-struct OpenStream(Streams);
+/// One open stream, with its number.
+struct OpenStream(Streams, u64);
 
 impl Streams {
     fn open(&self) -> OpenStream {
-        self.open.fetch_add(1, Ordering::AcqRel);
-        OpenStream(self.clone())
+        let number = self.newest.fetch_add(1, Ordering::AcqRel) + 1;
+        OpenStream(self.clone(), number)
     }
 }
 
 impl Drop for OpenStream {
     fn drop(&mut self) {
-        if self.0.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if self.0.newest.load(Ordering::Acquire) == self.1 {
             self.0.again.notify_one();
         }
     }
@@ -299,12 +301,17 @@ impl Serving {
             return Ok(false);
         }
         self.bound = None;
+        let elder = Elder::at(&self.path).filter(|_| !self.node.found_by_kubelet);
         let (listener, identity) = socket::bind(&self.path)?;
         let (serving, ended) = oneshot::channel::<()>();
         let again = Arc::new(Notify::new());
-        let streams = Streams { open: Arc::default(), again: again.clone() };
+        let streams = Streams { newest: Arc::default(), again: again.clone() };
         let service = Service { node: self.node.clone(), pool: self.pool.subscribe(), streams };
-        let server = tonic::transport::Server::builder().add_service(DevicePluginServer::new(service));
+        let (pool, metrics) = (self.pool().name.clone(), self.node.metrics.clone());
+        let introduction = self.node.found_by_kubelet.then(|| Introduction { pool: pool.clone(), metrics: metrics.clone() });
+        let server = tonic::transport::Server::builder()
+            .add_service(DevicePluginServer::new(service))
+            .add_optional_service(introduction.map(RegistrationServer::new));
         let path = self.path.clone();
         tokio::spawn(async move {
             let until = async { drop(ended.await) };
@@ -312,10 +319,13 @@ impl Serving {
                 tracing::error!(socket = %path.display(), %error, "failed to serve");
             }
         });
-        let offered = self.pool.subscribe();
-        let options = move || options(&offered.borrow());
-        let (sockets, metrics) = (self.node.sockets.clone(), self.node.metrics.clone());
-        let registrar = tokio::spawn(kubelet::keep_registered(sockets, self.pool().name.clone(), options, again.clone(), metrics));
+        let registrar = if self.node.found_by_kubelet {
+            tokio::spawn(watcher::keep_seen(self.path.clone(), again.clone()))
+        } else {
+            let offered = self.pool.subscribe();
+            let options = move || options(&offered.borrow());
+            tokio::spawn(Registrar { folder: self.node.sockets.clone(), pool, options, again: again.clone(), metrics }.run(elder))
+        };
         self.bound = Some(Bound { identity, again, registrar, _serving: serving });
         Ok(true)
     }

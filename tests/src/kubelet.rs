@@ -1,27 +1,30 @@
 //! I/O: a stand-in for the kubelet's device manager, for the device plugin's tests: it takes registrations, connects to what registered, and
 //! keeps what each resource has told.
 //!
-//! It does what `pkg/kubelet/cm/devicemanager` of Kubernetes 1.36 does, as far as a plugin can see it: at its start it removes all sockets from
-//! its folder and makes `kubelet.sock`; it answers a registration only after it has connected back; it reads `ListAndWatch` until it ends, and then ends
-//! the newer stream of the same resource too, if there is one.
+//! It does what `pkg/kubelet/cm/devicemanager` and `pkg/kubelet/pluginmanager` of Kubernetes 1.36 do, as far as a plugin can see it: at its start it removes
+//! all sockets from its folder and makes `kubelet.sock`; it answers a registration only after it has connected back; it reads `ListAndWatch` until it
+//! ends, and then disconnects whatever client the resource has then; a disconnected resource has no healthy devices and gives none. In the folder
+//! `plugins_registry` it takes each appearance of a socket for a new plugin.
 //!
 //! What does not live here: giving devices to pods by itself. A test asks for an allocation.
+
+mod registry;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tokio::net::UnixListener;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
 
-use crate::api::deviceplugin_v1beta1 as v1beta1;
+use sriov_device_plugin::api::deviceplugin_v1beta1 as v1beta1;
 use v1beta1::device_plugin_client::DevicePluginClient;
 use v1beta1::registration_server::{Registration, RegistrationServer};
 
@@ -39,6 +42,8 @@ pub struct Resource {
     pub lists: Vec<Vec<v1beta1::Device>>,
     /// `ListAndWatch` of the last registration is still open.
     pub watching: bool,
+    /// It was disconnected since: nothing is allocated.
+    pub stopped: bool,
 }
 
 impl Resource {
@@ -57,15 +62,22 @@ impl Resource {
 /// All resources by name (`prefix/resource`).
 pub type Resources = BTreeMap<String, Resource>;
 
+/// A client in the kubelet's list: who may be disconnected.
+#[derive(Debug)]
+struct Client {
+    /// Ends its stream.
+    disconnect: Arc<Notify>,
+}
+
 /// What the tasks of one kubelet share.
 #[derive(Debug)]
 struct Shared {
     folder: PathBuf,
     resources: watch::Sender<Resources>,
-    /// The resource and the number of the registration whose stream ended last.
-    cut: watch::Sender<(String, usize)>,
-    /// How many healthy devices each list had, by resource, over all registrations.
-    history: std::sync::Mutex<BTreeMap<String, Vec<usize>>>,
+    /// By resource; a registration that fails takes the name out.
+    clients: Mutex<BTreeMap<String, Client>>,
+    /// How many healthy devices each resource had, at each change of it.
+    history: Mutex<BTreeMap<String, Vec<usize>>>,
     /// Registrations still to be refused.
     refusals: watch::Sender<usize>,
     /// Registrations still to be refused after the plugin was connected to.
@@ -77,6 +89,18 @@ struct Shared {
 pub struct Kubelet {
     shared: Arc<Shared>,
     _running: oneshot::Sender<()>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Drop for Kubelet {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
+        locked(&self.shared.clients).values().for_each(|client| client.disconnect.notify_one());
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 impl Kubelet {
@@ -106,15 +130,22 @@ impl Kubelet {
         let shared = Arc::new(Shared {
             folder: folder.to_owned(),
             resources: watch::Sender::new(Resources::new()),
-            cut: watch::Sender::new(Default::default()),
-            history: std::sync::Mutex::default(),
+            clients: Mutex::default(),
+            history: Mutex::default(),
             refusals: watch::Sender::new(refusals),
             late_refusals: watch::Sender::new(0),
         });
         let (running, ended) = oneshot::channel::<()>();
         let server = Server::builder().add_service(RegistrationServer::new(Registrations(shared.clone())));
         tokio::spawn(server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), async { drop(ended.await) }));
-        Ok(Self { shared, _running: running })
+        Ok(Self { shared, _running: running, tasks: Vec::new() })
+    }
+
+    /// Follows a folder `plugins_registry` too.
+    pub fn watch_plugins(&mut self, folder: &Path) -> Result<()> {
+        fs::create_dir_all(folder)?;
+        self.tasks.push(tokio::spawn(registry::follow(self.shared.clone(), folder.to_owned())));
+        Ok(())
     }
 
     /// Waits until the resources are as the condition says, and gives them as they are then.
@@ -138,10 +169,9 @@ impl Kubelet {
         self.shared.resources.borrow().clone()
     }
 
-    /// How many healthy devices each list of a resource had, over all registrations.
+    /// How many healthy devices a resource had for this kubelet, at each change of it: after each list, and none after it was disconnected.
     pub fn history(&self, name: &str) -> Vec<usize> {
-        let history = self.shared.history.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        history.get(name).cloned().unwrap_or_default()
+        locked(&self.shared.history).get(name).cloned().unwrap_or_default()
     }
 
     /// Refuses this many registrations after it has connected to the plugin.
@@ -161,8 +191,11 @@ impl Kubelet {
 
     /// A connection of its own to the resource's plugin.
     pub async fn plugin(&self, name: &str) -> Result<DevicePluginClient<Channel>, Status> {
-        let endpoint = self.now().get(name).map(|resource| resource.request.endpoint.clone());
-        let endpoint = endpoint.ok_or_else(|| Status::not_found(format!("{name} is not registered")))?;
+        let resource = self.now().remove(name).ok_or_else(|| Status::not_found(format!("{name} is not registered")))?;
+        if resource.stopped {
+            return Err(Status::unavailable(format!("the endpoint of {name} is stopped")));
+        }
+        let endpoint = resource.request.endpoint;
         connect(&self.shared.folder.join(endpoint)).await.map_err(|error| Status::unavailable(error.to_string()))
     }
 
@@ -213,16 +246,38 @@ impl Registration for Registrations {
         if request.version != "v1beta1" {
             return Err(Status::invalid_argument(format!("version {} is not v1beta1", request.version)));
         }
+        self.0.connect_client(request).await.map(|()| Response::new(v1beta1::Empty {}))
+    }
+}
+
+impl Shared {
+    /// `connectClient`: the name is in the list before the connection is made, and out of it when that fails.
+    async fn connect_client(self: &Arc<Self>, request: v1beta1::RegisterRequest) -> Result<(), Status> {
         let name = request.resource_name.clone();
-        let mut plugin = connect(&self.0.folder.join(&request.endpoint)).await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let disconnect = Arc::new(Notify::new());
+        locked(&self.clients).insert(name.clone(), Client { disconnect: disconnect.clone() });
+        match self.connected(request).await {
+            Ok((number, plugin)) => drop(tokio::spawn(run_client(self.clone(), name, number, plugin, disconnect))),
+            Err(status) => {
+                locked(&self.clients).remove(&name);
+                return Err(status);
+            }
+        }
+        Ok(())
+    }
+
+    /// `PluginConnected`: from here on the resource has a new endpoint.
+    async fn connected(&self, request: v1beta1::RegisterRequest) -> Result<(usize, DevicePluginClient<Channel>), Status> {
+        let name = request.resource_name.clone();
+        let mut plugin = connect(&self.folder.join(&request.endpoint)).await.map_err(|error| Status::unavailable(error.to_string()))?;
         let options = plugin.get_device_plugin_options(v1beta1::Empty {}).await?.into_inner();
         if options.pre_start_required {
             return Err(Status::unimplemented("this kubelet does not offer it"));
         }
-        if Some(&options) != request.options.as_ref() {
+        if request.options.as_ref().is_some_and(|told| *told != options) {
             return Err(Status::invalid_argument(format!("{options:?} were told, {:?} at the registration", request.options)));
         }
-        let late = self.0.late_refusals.send_if_modified(|left| {
+        let late = self.late_refusals.send_if_modified(|left| {
             let refuse = *left > 0;
             *left = left.saturating_sub(1);
             refuse
@@ -231,18 +286,33 @@ impl Registration for Registrations {
             return Err(Status::aborted("not after all"));
         }
         let mut number = 0;
-        self.0.resources.send_modify(|resources| {
-            let resource = resources.entry(name.clone()).or_default();
+        self.resources.send_modify(|resources| {
+            let resource = resources.entry(name).or_default();
             number = resource.registrations + 1;
-            *resource = Resource { request, registrations: number, lists: Vec::new(), watching: true };
+            *resource = Resource { request, registrations: number, lists: Vec::new(), watching: true, stopped: false };
         });
-        tokio::spawn(watch_devices(self.0.clone(), name, number, plugin));
-        Ok(Response::new(v1beta1::Empty {}))
+        Ok((number, plugin))
+    }
+
+    /// `disconnectClient`: whoever is in the list under this name.
+    fn disconnect(&self, name: &str) {
+        let Some(client) = locked(&self.clients).remove(name) else { return };
+        client.disconnect.notify_one();
+        self.note(name, 0);
+        self.resources.send_modify(|resources| {
+            if let Some(resource) = resources.get_mut(name) {
+                resource.stopped = true;
+            }
+        });
+    }
+
+    fn note(&self, name: &str, healthy: usize) {
+        locked(&self.history).entry(name.to_owned()).or_default().push(healthy);
     }
 }
 
-/// Follows `ListAndWatch` to its end. What an earlier registration still tells is of no interest.
-async fn watch_devices(shared: Arc<Shared>, name: String, number: usize, mut plugin: DevicePluginClient<Channel>) {
+/// `runClient`: follows `ListAndWatch` to its end. What an earlier registration still tells is not shown to tests, and counts all the same.
+async fn run_client(shared: Arc<Shared>, name: String, number: usize, mut plugin: DevicePluginClient<Channel>, disconnect: Arc<Notify>) {
     let tell = |change: &dyn Fn(&mut Resource)| {
         shared.resources.send_modify(|resources| {
             if let Some(resource) = resources.get_mut(&name).filter(|resource| resource.registrations == number) {
@@ -252,30 +322,16 @@ async fn watch_devices(shared: Arc<Shared>, name: String, number: usize, mut plu
     };
     if let Ok(answer) = plugin.list_and_watch(v1beta1::Empty {}).await {
         let mut lists = answer.into_inner();
-        let mut cut = shared.cut.subscribe();
         loop {
             let list = tokio::select! {
                 list = lists.message() => list,
-                () = ended_by_older(&mut cut, &name, number) => break,
+                () = disconnect.notified() => break,
             };
             let Ok(Some(list)) = list else { break };
-            let healthy = list.devices.iter().filter(|device| device.health == "Healthy").count();
-            shared.history.lock().unwrap_or_else(std::sync::PoisonError::into_inner).entry(name.clone()).or_default().push(healthy);
+            shared.note(&name, list.devices.iter().filter(|device| device.health == "Healthy").count());
             tell(&|resource| resource.lists.push(list.devices.clone()));
         }
     }
     tell(&|resource| resource.watching = false);
-    // As the real one: the end of an older stream ends the newer one of the same resource.
-    shared.cut.send_replace((name, number));
-}
-
-/// Returns when the stream of an older registration of the resource ends from now on.
-async fn ended_by_older(cut: &mut watch::Receiver<(String, usize)>, name: &str, number: usize) {
-    while cut.changed().await.is_ok() {
-        let (resource, by) = cut.borrow_and_update().clone();
-        if resource == name && by < number {
-            return;
-        }
-    }
-    std::future::pending::<()>().await;
+    shared.disconnect(&name);
 }

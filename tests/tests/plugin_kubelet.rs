@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -283,24 +284,122 @@ async fn a_registration_that_is_refused_after_the_kubelet_connected_back_is_repe
 }
 
 #[tokio::test]
-async fn the_capacity_is_whole_after_one_instance_took_over_from_another() -> Result<()> {
+async fn the_capacity_never_dips_while_one_instance_takes_over_from_another() -> Result<()> {
     let (mut older, kubelet) = Bench::running(&pools(&[pool("nics", "0-3", "igbvf")]))?;
     kubelet.until_resource("openshift.io/nics", has(&VFS)).await?;
-    for _ in 0..3 {
+    for round in 1..=2 {
         let before = kubelet.now()["openshift.io/nics"].registrations;
         let log = fs::File::options().append(true).open(older.dir.path().join("log"))?;
         let newer = older.command(&[])?.stderr(log).spawn()?;
         kubelet.until_resource("openshift.io/nics", |resource| resource.registrations > before && resource.healthy() == VFS).await?;
+        until_count(&older, "taking over from an older instance", round).await?;
+        kubelet.allocate("openshift.io/nics", &[VFS[0]]).await?;
         older.terminate()?;
         older.plugin = Some(newer);
-        // The kubelet ended the stream of the newer one with that of the older.
+        kubelet.allocate("openshift.io/nics", &[VFS[1]]).await?;
+        // Once more, when the kubelet has noticed that the older one is gone, so that it will notice the end of this one too.
         kubelet
             .until_resource("openshift.io/nics", |resource| resource.registrations > before + 1 && resource.watching && resource.healthy() == VFS)
             .await?;
-        kubelet.allocate("openshift.io/nics", &[VFS[0]]).await?;
+        kubelet.allocate("openshift.io/nics", &[VFS[2]]).await?;
     }
-    let short: Vec<_> = kubelet.history("openshift.io/nics").into_iter().filter(|healthy| *healthy < VFS.len()).collect();
-    assert!(short.is_empty(), "the kubelet was told of fewer devices: {short:?}");
+    let history = kubelet.history("openshift.io/nics");
+    assert!(history.len() >= 5 && history.iter().all(|healthy| *healthy == VFS.len()), "the kubelet had fewer devices: {history:?}");
+    assert_eq!(names(&older.sockets())?, ["kubelet.sock", "openshift.io_nics.sock"]);
+
+    older.plugin.as_mut().context("plugin")?.kill()?;
+    kubelet.until_resource("openshift.io/nics", |resource| resource.stopped).await?;
+    assert_eq!(kubelet.history("openshift.io/nics").last(), Some(&0), "the end without a successor is noticed");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_instance_that_is_replaced_before_it_could_hand_over_is_followed_by_a_registration() -> Result<()> {
+    let (mut older, kubelet) = Bench::running(&pools(&[pool("nics", "0-3", "igbvf")]))?;
+    kubelet.until_resource("openshift.io/nics", has(&VFS)).await?;
+    let mut newer = older.command(&[])?.stderr(Stdio::null()).spawn()?;
+    // Killed at once: the newer one may or may not have found it.
+    older.plugin.as_mut().context("plugin")?.kill()?;
+    let whole = kubelet
+        .until_resource("openshift.io/nics", |resource| {
+            resource.registrations > 1 && resource.watching && !resource.stopped && resource.healthy() == VFS
+        })
+        .await;
+    let answer = kubelet.allocate("openshift.io/nics", &[VFS[0]]).await;
+    newer.kill()?;
+    newer.wait()?;
+    whole?;
+    answer?;
+    Ok(())
+}
+
+async fn until_count(bench: &Bench, text: &str, count: usize) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while bench.log().matches(text).count() < count {
+        ensure!(Instant::now() < deadline, "{text:?} is not {count} times in the log: {}", bench.log());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
+/// A kubelet that watches `plugins_registry`, and the plugin that waits there to be found.
+async fn found(config: &Value, refusals: usize) -> Result<(Bench, Kubelet, PathBuf)> {
+    let mut bench = Bench::new()?;
+    bench.configure(&config.to_string())?;
+    let registry = bench.dir.path().join("plugins_registry");
+    let mut kubelet = Kubelet::start(&bench.sockets(), refusals)?;
+    kubelet.watch_plugins(&registry)?;
+    bench.start_with(&["--plugin-watcher", "--plugins-registry-dir", &registry.display().to_string()])?;
+    Ok((bench, kubelet, registry))
+}
+
+#[tokio::test]
+async fn a_kubelet_that_watches_its_folder_of_plugins_finds_the_pools_there() -> Result<()> {
+    let (mut bench, kubelet, registry) = found(&pools(&[pool("a", "0-1", "igbvf"), pool("b", "2-3", "igbvf")]), 2).await?;
+    kubelet.until_resource("openshift.io/a", has(&VFS[..2])).await?;
+    kubelet.until_resource("openshift.io/b", has(&VFS[2..])).await?;
+    assert_eq!(kubelet.refusals_left(), 0, "refused, it was found again");
+    assert!(bench.log().contains("the kubelet refused the registration"), "{}", bench.log());
+    assert_eq!(kubelet.allocate("openshift.io/b", &[VFS[3]]).await?.envs["PCIDEVICE_OPENSHIFT_IO_B"], VFS[3]);
+    assert_eq!(names(&bench.sockets())?, ["kubelet.sock"], "not both ways at once");
+    assert_eq!(names(&registry)?, ["openshift.io_a.sock", "openshift.io_b.sock"]);
+
+    bench.configure(&pools(&[pool("a", "0-2", "igbvf")]).to_string())?;
+    kubelet.until_resource("openshift.io/a", has(&VFS[..3])).await?;
+    kubelet.until_resource("openshift.io/b", |resource| resource.stopped && resource.ids().is_empty()).await?;
+    assert_eq!(kubelet.now()["openshift.io/a"].registrations, 1);
+
+    // A kubelet that starts again finds what is there.
+    drop(kubelet);
+    let mut kubelet = Kubelet::start(&bench.sockets(), 0)?;
+    kubelet.watch_plugins(&registry)?;
+    kubelet.until_resource("openshift.io/a", has(&VFS[..3])).await?;
+    kubelet.allocate("openshift.io/a", &[VFS[0]]).await?;
+    bench.terminate()?;
+    assert!(names(&registry)?.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn found_by_the_kubelet_it_registers_again_when_it_was_disconnected_or_its_options_change() -> Result<()> {
+    let mut config = pools(&[pool("nics", "0-3", "igbvf")]);
+    let (mut bench, kubelet, registry) = found(&config, 0).await?;
+    kubelet.until_resource("openshift.io/nics", has(&VFS)).await?;
+    config["resourceList"][0]["allocationPolicy"] = "pack".into();
+    bench.configure(&config.to_string())?;
+    kubelet.until_resource("openshift.io/nics", |resource| resource.registrations > 1 && !resource.stopped && resource.healthy() == VFS).await?;
+    assert_eq!(kubelet.preferred("openshift.io/nics", &[VFS[3], VFS[1]], 1).await?, [VFS[1]]);
+
+    // Another instance takes the socket's place; when the first ends, the kubelet disconnects the second, which comes back.
+    let arguments = ["--plugin-watcher", "--plugins-registry-dir", &registry.display().to_string()];
+    let newer = bench.command(&arguments)?.stderr(Stdio::null()).spawn()?;
+    let before = kubelet.now()["openshift.io/nics"].registrations;
+    kubelet.until_resource("openshift.io/nics", |resource| resource.registrations > before && !resource.stopped).await?;
+    bench.terminate()?;
+    bench.plugin = Some(newer);
+    let whole = |resource: &Resource| resource.watching && !resource.stopped && resource.healthy() == VFS;
+    kubelet.until_resource("openshift.io/nics", whole).await?;
+    kubelet.allocate("openshift.io/nics", &[VFS[0]]).await?;
     Ok(())
 }
 

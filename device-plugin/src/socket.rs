@@ -39,7 +39,7 @@ impl From<&Metadata> for Identity {
 }
 
 /// Listens on a new socket at `path`, in place of whatever is there.
-pub(super) fn bind(path: &Path) -> Result<(UnixListener, Identity), SocketError> {
+pub(crate) fn bind(path: &Path) -> Result<(UnixListener, Identity), SocketError> {
     let fail = |verb, path: &Path| {
         let path = path.to_owned();
         move |cause| SocketError { verb, path, cause }
@@ -61,7 +61,7 @@ pub(super) fn bind(path: &Path) -> Result<(UnixListener, Identity), SocketError>
 }
 
 /// Removes the socket at `path` if it is the one that was made.
-pub(super) fn remove(path: &Path, made: &Identity) -> Result<(), SocketError> {
+pub(crate) fn remove(path: &Path, made: &Identity) -> Result<(), SocketError> {
     if Identity::of(path).as_ref() != Some(made) {
         return Ok(());
     }
