@@ -5,12 +5,14 @@
 //! Invariant: one bad device never hides the others; it is left out and named among the faults ([`survey`]). A device that vanishes while it
 //! is read is left out without a fault.
 
+mod reader;
+
 use std::collections::BTreeMap;
 
 use rustix::io::Errno;
 
 use crate::host_use::HostNetwork;
-use crate::inventory::{EswitchMode, Facts, Inventory, Kernel, Netdev, Pf, RdmaMode, Vf};
+use crate::inventory::{EswitchMode, Inventory, Kernel, Netdev, Pf, RdmaMode};
 use crate::netlink::devlink::{Device, Devlink};
 use crate::netlink::rdma::Rdma;
 use crate::netlink::route::uplink;
@@ -18,7 +20,8 @@ use crate::netlink::{Link, NetlinkError, Route};
 use crate::pci::{DeviceId, PciAddress, VendorId};
 use crate::sysfs::{Sysfs, SysfsError};
 use crate::vf::{VfAttributes, VfIndex};
-use crate::{Host, driver, kernel, pci_device, storage};
+use crate::{Host, boot_config, driver, kernel, pci_device, storage};
+use reader::Reader;
 
 /// A machine or a device of it that could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -115,9 +118,10 @@ pub fn survey(host: &Host) -> Result<Survey, DiscoverError> {
 pub fn survey_with(host: &Host, facts: &NetFacts) -> Result<Survey, DiscoverError> {
     let mut survey = Survey::default();
     survey.inventory.iommu = kernel::iommu(host)?;
-    survey.inventory.kernel = Kernel { lockdown: kernel::lockdown(host), rdma_mode: facts.rdma_mode };
+    survey.inventory.kernel = Kernel { lockdown: kernel::lockdown(host), rdma_mode: facts.rdma_mode, staged: boot_config::command_lines(host) };
+    let mut reader = Reader::new(host, facts);
     for address in pf_addresses(host)? {
-        match read_pf(host, address, facts) {
+        match reader.pf(address) {
             Ok(Some(pf)) => survey.inventory.pfs.push(pf),
             Ok(None) => {}
             Err(error) => survey.faults.push((address, error)),
@@ -132,7 +136,7 @@ pub fn pf(host: &Host, address: PciAddress) -> Result<Option<Pf>, DiscoverError>
     if let Some((_, error)) = faults.into_iter().next() {
         return Err(error);
     }
-    read_pf(host, address, &facts)
+    Reader::new(host, &facts).pf(address)
 }
 
 /// Where a VF belongs, its driver and its IOMMU group: a handful of small reads, no netlink.
@@ -217,76 +221,6 @@ fn is_pf(sysfs: &Sysfs, address: PciAddress) -> bool {
     text("class").is_some_and(|class| class.starts_with("0x02")) && text("sriov_totalvfs").is_some_and(|total| total != "0")
 }
 
-fn read_pf(host: &Host, address: PciAddress, facts: &NetFacts) -> Result<Option<Pf>, DiscoverError> {
-    let device = pci_device(address);
-    let sysfs = host.sysfs();
-    if !is_pf(sysfs, address) {
-        return Ok(None);
-    }
-    let Some((vendor, id)) = ids(sysfs, &device)? else { return Ok(None) };
-    let Some(totalvfs) = number(sysfs, &device, "sriov_totalvfs")? else { return Ok(None) };
-    let Some(numvfs) = number(sysfs, &device, "sriov_numvfs")? else { return Ok(None) };
-    let link = netdev_link(host, address, &facts.links);
-    let attributes = link.and_then(|link| facts.vf_attributes.get(&link.netdev.ifindex)).map(Vec::as_slice).unwrap_or_default();
-    let mut representors = link.map(|link| representors(link, &facts.links)).unwrap_or_default();
-    let mut vfs = Vec::new();
-    for (index, vf) in vf_addresses(host, address)? {
-        let attributes = attributes.iter().find(|attributes| attributes.index == index).cloned();
-        let Some(found) = read_vf(host, vf, index, facts)? else { continue };
-        vfs.push(Vf { attributes, facts: Facts { representor: representors.remove(&index), ..found.facts }, ..found });
-    }
-    let more = Facts { firmware: facts.firmware.get(&address).cloned(), ..function_facts(host, address, link, facts)? };
-    Ok(Some(Pf {
-        address,
-        vendor,
-        device: id,
-        vf_device: sysfs.read_opt(format!("{device}/sriov_vf_device"))?.and_then(|id| id.parse().ok()),
-        driver: driver::current(host, address)?,
-        totalvfs,
-        numvfs,
-        numa_node: numa_node(sysfs, &device)?,
-        eswitch_mode: facts.eswitch_modes.get(&address).copied().unwrap_or_default(),
-        link_speed_mbps: link.and_then(|link| link_speed(sysfs, &device, &link.netdev)),
-        netdev: link.map(|link| link.netdev.clone()),
-        vfs,
-        facts: more,
-    }))
-}
-
-/// A VF without what its PF says of it; `None` when it has vanished.
-fn read_vf(host: &Host, address: PciAddress, index: VfIndex, facts: &NetFacts) -> Result<Option<Vf>, DiscoverError> {
-    let device = pci_device(address);
-    let sysfs = host.sysfs();
-    let Some((vendor, id)) = ids(sysfs, &device)? else { return Ok(None) };
-    let link = netdev_link(host, address, &facts.links);
-    Ok(Some(Vf {
-        index,
-        address,
-        vendor,
-        device: id,
-        driver: driver::current(host, address)?,
-        iommu_group: iommu_group(sysfs, &device)?,
-        numa_node: numa_node(sysfs, &device)?,
-        netdev: link.map(|link| link.netdev.clone()),
-        attributes: None,
-        facts: function_facts(host, address, link, facts)?,
-    }))
-}
-
-/// What is read of PFs and VFs alike.
-fn function_facts(host: &Host, address: PciAddress, link: Option<&Link>, facts: &NetFacts) -> Result<Facts, DiscoverError> {
-    let device = pci_device(address);
-    let sysfs = host.sysfs();
-    Ok(Facts {
-        uses: link.map(|link| facts.network.uses_of(link.netdev.ifindex, &facts.links)).unwrap_or_default(),
-        representor: None,
-        rdma: sysfs.list_opt(format!("{device}/infiniband"))?.unwrap_or_default(),
-        iommu_type: sysfs.read_opt(format!("{device}/iommu_group/type"))?,
-        firmware: None,
-        driver_version: sysfs.read_opt(format!("{device}/driver/module/version"))?,
-    })
-}
-
 /// The representors of an uplink's VFs: ports of the same hardware switch, named `pf<function>vf<index>`. Where a switch has VFs of several functions
 /// (two ports that form one switch), those of the uplink's own port (`p<port>`) count.
 pub fn representors(uplink: &Link, links: &[Link]) -> BTreeMap<VfIndex, String> {
@@ -309,9 +243,10 @@ fn vf_port(name: &str) -> Option<(u16, VfIndex)> {
 /// The link of a PCI function: by the parent that the link names; on kernels whose links name none (before 5.14) by the interface indexes
 /// that sysfs lists for the function.
 fn netdev_link<'a>(host: &Host, address: PciAddress, links: &'a [Link]) -> Option<&'a Link> {
-    if let Some(link) = uplink(links.iter().filter(|link| link.parent == Some(address))) {
-        return Some(link);
-    }
+    uplink(links.iter().filter(|link| link.parent == Some(address))).or_else(|| link_by_index(host, address, links))
+}
+
+fn link_by_index<'a>(host: &Host, address: PciAddress, links: &'a [Link]) -> Option<&'a Link> {
     let folder = format!("{}/net", pci_device(address));
     let names = host.sysfs().list_opt(&folder).ok().flatten().unwrap_or_default();
     let indexes: Vec<u32> = names.iter().filter_map(|name| host.sysfs().read(format!("{folder}/{name}/ifindex")).ok()?.parse().ok()).collect();

@@ -28,6 +28,9 @@ pub struct Kernel {
     /// Whether RDMA devices are shared between network namespaces; `None` without the RDMA core.
     #[serde(default)]
     pub rdma_mode: Option<RdmaMode>,
+    /// Command lines that the boot loader may use next; empty where that is not known.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub staged: Vec<String>,
 }
 
 /// Whom RDMA devices belong to.
@@ -68,6 +71,9 @@ pub struct Facts {
     /// Version of the firmware, as devlink tells it.
     #[serde(default, skip_serializing_if = "is_default")]
     pub firmware: Option<String>,
+    /// Whether the BARs of its VFs have addresses (a PF); `None` when it has no such BARs or that is not told.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub vf_space: Option<bool>,
     /// Version of the driver's module, where it has one of its own.
     #[serde(default, skip_serializing_if = "is_default")]
     pub driver_version: Option<String>,

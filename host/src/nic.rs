@@ -80,7 +80,7 @@ fn nic(host: &Host, address: PciAddress) -> Option<Nic> {
 }
 
 /// Each line of `resource` is start, end and flags. An IOV BAR that the kernel found no place for is memory that starts at 0 or is marked unset.
-fn vf_space(resource: &str) -> Option<bool> {
+pub(crate) fn vf_space(resource: &str) -> Option<bool> {
     let number = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).ok();
     let bars: Vec<(u64, u64)> = resource
         .lines()

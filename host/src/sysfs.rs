@@ -7,9 +7,11 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{CWD, Dir, Mode, OFlags, openat, readlinkat};
 use rustix::io::Errno;
 
 /// The files of a machine below a root folder.
@@ -125,6 +127,14 @@ impl Sysfs {
         open(&self.resolve(path))
     }
 
+    /// Opens a folder; `None` when it or its device is not there.
+    pub(crate) fn folder(&self, path: impl AsRef<Path>) -> Result<Option<Folder>, SysfsError> {
+        let path = self.resolve(path);
+        let fd = openat(CWD, &path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        let fd = unless_gone(fd.map_err(|cause| SysfsError::List { path: path.clone(), cause: cause.into() }))?;
+        Ok(fd.map(|fd| Folder { fd, path }))
+    }
+
     /// A link's target as it is written; `None` when there is no such link.
     pub fn read_link(&self, path: impl AsRef<Path>) -> Result<Option<PathBuf>, SysfsError> {
         let path = self.resolve(path);
@@ -154,6 +164,52 @@ impl Sysfs {
     /// As [`Sysfs::list`]; `None` when the folder or its device is not there.
     pub fn list_opt(&self, path: impl AsRef<Path>) -> Result<Option<Vec<String>>, SysfsError> {
         unless_gone(self.list(path))
+    }
+}
+
+/// A folder that is open: of a device, many of whose attributes are read. The kernel walks its path once; a device that vanishes meanwhile has no
+/// attributes any more, and one that takes its name afterwards is not mistaken for it.
+#[derive(Debug)]
+pub(crate) struct Folder {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl Folder {
+    /// As [`Sysfs::read_opt`], of a file in this folder.
+    pub(crate) fn read_opt(&self, name: &str) -> Result<Option<String>, SysfsError> {
+        let read = || {
+            let mut file = File::from(openat(&self.fd, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?);
+            // No attribute is longer than a page, so that most are read by the first call and ended by the second.
+            let mut text = String::with_capacity(64);
+            file.read_to_string(&mut text).map(|_| text.trim().to_owned())
+        };
+        unless_gone(read().map_err(|cause: io::Error| SysfsError::Read { path: self.path.join(name), cause }))
+    }
+
+    /// As [`Sysfs::read_link_name`], of a link in this folder.
+    pub(crate) fn read_link_name(&self, name: &str) -> Result<Option<String>, SysfsError> {
+        let target = readlinkat(&self.fd, name, Vec::new());
+        let target = unless_gone(target.map_err(|cause| SysfsError::ReadLink { path: self.path.join(name), cause: cause.into() }))?;
+        Ok(target.map(|target| target.to_string_lossy().rsplit('/').next().unwrap_or_default().to_owned()))
+    }
+
+    /// As [`Sysfs::list_opt`], of a folder in this folder.
+    pub(crate) fn list_opt(&self, name: &str) -> Result<Option<Vec<String>>, SysfsError> {
+        let list = || {
+            let fd = openat(&self.fd, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+            let mut names = Vec::new();
+            for entry in Dir::new(fd)? {
+                let entry = entry?;
+                let name = entry.file_name().to_string_lossy();
+                if !matches!(&*name, "." | "..") {
+                    names.push(name.into_owned());
+                }
+            }
+            names.sort_unstable();
+            Ok(names)
+        };
+        unless_gone(list().map_err(|cause: Errno| SysfsError::List { path: self.path.join(name), cause: cause.into() }))
     }
 }
 
@@ -191,6 +247,22 @@ mod tests {
         assert_eq!(sysfs.read("sys/a").unwrap(), "1");
         assert_eq!(sysfs.read_link_name("/sys/b").unwrap().as_deref(), Some("igbvf"));
         assert_eq!(sysfs.list("/sys").unwrap(), ["a", "b", "bus"]);
+    }
+
+    #[test]
+    fn an_open_folder_shows_what_its_path_shows() {
+        let tree = SysfsTree::new().file("/sys/d/a", " 1\n").link("/sys/d/driver", "../../bus/pci/drivers/igbvf").dir("/sys/d/net/eth0");
+        let fake = tree.file("/sys/d/long", &"x".repeat(5000)).build().unwrap();
+        let sysfs = fake.host().sysfs().clone();
+        let folder = sysfs.folder("/sys/d").unwrap().unwrap();
+        assert_eq!(folder.read_opt("a").unwrap().as_deref(), Some("1"));
+        assert_eq!(folder.read_opt("long").unwrap().map(|text| text.len()), Some(5000));
+        assert_eq!(folder.read_link_name("driver").unwrap().as_deref(), Some("igbvf"));
+        assert_eq!(folder.list_opt("net").unwrap(), Some(vec!["eth0".to_owned()]));
+        assert_eq!((folder.read_opt("no").unwrap(), folder.read_link_name("no").unwrap(), folder.list_opt("no").unwrap()), (None, None, None));
+        assert!(sysfs.folder("/sys/no").unwrap().is_none());
+        let error = folder.read_opt("net").unwrap_err().to_string();
+        assert!(error.contains("sys/d/net"), "{error}");
     }
 
     #[test]

@@ -1,0 +1,170 @@
+//! I/O: reads PFs and VFs out of sysfs and joins them with what netlink said.
+//!
+//! What lives here: one function at a time, with few system calls each: the folder of a function is opened once, what many functions have in common is
+//! read once. What does not: which functions there are, netlink (`discover`).
+//!
+//! Invariant: a function that vanishes while it is read is left out without an error.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{DiscoverError, NetFacts, is_pf, link_by_index, link_speed, parse, representors, vf_addresses};
+use crate::inventory::{Facts, Pf, Vf};
+use crate::netlink::Link;
+use crate::netlink::route::uplink;
+use crate::nic::vf_space;
+use crate::pci::{DeviceId, PciAddress, VendorId};
+use crate::sysfs::Folder;
+use crate::vf::VfIndex;
+use crate::{Host, pci_device};
+
+/// Reads functions of one machine at one moment.
+pub(super) struct Reader<'a> {
+    host: &'a Host,
+    facts: &'a NetFacts,
+    by_parent: BTreeMap<PciAddress, Vec<&'a Link>>,
+    /// Links that anything of the host depends on, directly or through others. Most VFs' are not among them.
+    in_use: BTreeSet<u32>,
+    /// Versions of drivers' modules, by driver.
+    versions: BTreeMap<String, Option<String>>,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(host: &'a Host, facts: &'a NetFacts) -> Self {
+        let mut by_parent: BTreeMap<PciAddress, Vec<&Link>> = BTreeMap::new();
+        let mut in_use: BTreeSet<u32> = facts.network.addresses.iter().map(|(index, _)| *index).collect();
+        in_use.extend(facts.network.routes.iter().flat_map(|route| &route.ifindexes));
+        for link in &facts.links {
+            if let Some(parent) = link.parent {
+                by_parent.entry(parent).or_default().push(link);
+            }
+            in_use.extend(link.stack.lower);
+            in_use.extend(link.stack.master.map(|_| link.netdev.ifindex));
+        }
+        Self { host, facts, by_parent, in_use, versions: BTreeMap::new() }
+    }
+
+    fn link(&self, address: PciAddress) -> Option<&'a Link> {
+        let links = self.by_parent.get(&address).map(Vec::as_slice).unwrap_or_default();
+        uplink(links.iter().copied()).or_else(|| link_by_index(self.host, address, &self.facts.links))
+    }
+
+    /// One PF; `None` when there is no such function or it cannot have VFs.
+    pub(super) fn pf(&mut self, address: PciAddress) -> Result<Option<Pf>, DiscoverError> {
+        if !is_pf(self.host.sysfs(), address) {
+            return Ok(None);
+        }
+        let Some(device) = Device::open(self.host, address)? else { return Ok(None) };
+        let Some((vendor, id)) = device.ids()? else { return Ok(None) };
+        let Some(totalvfs) = device.number("sriov_totalvfs")? else { return Ok(None) };
+        let Some(numvfs) = device.number::<u16>("sriov_numvfs")? else { return Ok(None) };
+        let link = self.link(address);
+        let attributes = link.and_then(|link| self.facts.vf_attributes.get(&link.netdev.ifindex)).map(Vec::as_slice).unwrap_or_default();
+        let mut attributes: BTreeMap<VfIndex, _> = attributes.iter().map(|attributes| (attributes.index, attributes)).collect();
+        let mut representors = link.map(|link| representors(link, &self.facts.links)).unwrap_or_default();
+        let mut vfs = Vec::with_capacity(numvfs.into());
+        for (index, vf) in vf_addresses(self.host, address)? {
+            let Some(found) = self.vf(vf, index)? else { continue };
+            let facts = Facts { representor: representors.remove(&index), ..found.facts };
+            vfs.push(Vf { attributes: attributes.remove(&index).cloned(), facts, ..found });
+        }
+        let driver = device.folder.read_link_name("driver")?;
+        let vf_space = device.folder.read_opt("resource")?.as_deref().and_then(vf_space);
+        let more = self.function(&device, driver.as_deref(), link)?;
+        Ok(Some(Pf {
+            address,
+            vendor,
+            device: id,
+            vf_device: device.folder.read_opt("sriov_vf_device")?.and_then(|id| id.parse().ok()),
+            totalvfs,
+            numvfs,
+            numa_node: device.numa_node()?,
+            eswitch_mode: self.facts.eswitch_modes.get(&address).copied().unwrap_or_default(),
+            link_speed_mbps: link.and_then(|link| link_speed(self.host.sysfs(), &device.path, &link.netdev)),
+            netdev: link.map(|link| link.netdev.clone()),
+            vfs,
+            facts: Facts { firmware: self.facts.firmware.get(&address).cloned(), vf_space, ..more },
+            driver,
+        }))
+    }
+
+    /// A VF without what its PF says of it; `None` when it has vanished.
+    fn vf(&mut self, address: PciAddress, index: VfIndex) -> Result<Option<Vf>, DiscoverError> {
+        let Some(device) = Device::open(self.host, address)? else { return Ok(None) };
+        let Some((vendor, id)) = device.ids()? else { return Ok(None) };
+        let link = self.link(address);
+        let driver = device.folder.read_link_name("driver")?;
+        Ok(Some(Vf {
+            index,
+            address,
+            vendor,
+            device: id,
+            iommu_group: device.iommu_group()?,
+            numa_node: device.numa_node()?,
+            netdev: link.map(|link| link.netdev.clone()),
+            attributes: None,
+            facts: self.function(&device, driver.as_deref(), link)?,
+            driver,
+        }))
+    }
+
+    /// What is read of PFs and VFs alike.
+    fn function(&mut self, device: &Device, driver: Option<&str>, link: Option<&Link>) -> Result<Facts, DiscoverError> {
+        let used = link.map(|link| link.netdev.ifindex).filter(|index| self.in_use.contains(index));
+        Ok(Facts {
+            uses: used.map(|index| self.facts.network.uses_of(index, &self.facts.links)).unwrap_or_default(),
+            representor: None,
+            rdma: device.folder.list_opt("infiniband")?.unwrap_or_default(),
+            iommu_type: device.folder.read_opt("iommu_group/type")?,
+            firmware: None,
+            vf_space: None,
+            driver_version: driver.map(|driver| self.version(device, driver)).transpose()?.flatten(),
+        })
+    }
+
+    fn version(&mut self, device: &Device, driver: &str) -> Result<Option<String>, DiscoverError> {
+        if let Some(version) = self.versions.get(driver) {
+            return Ok(version.clone());
+        }
+        let version = device.folder.read_opt("driver/module/version")?;
+        self.versions.insert(driver.to_owned(), version.clone());
+        Ok(version)
+    }
+}
+
+/// The folder of a function.
+struct Device {
+    folder: Folder,
+    path: String,
+}
+
+impl Device {
+    fn open(host: &Host, address: PciAddress) -> Result<Option<Self>, DiscoverError> {
+        let path = pci_device(address);
+        Ok(host.sysfs().folder(&path)?.map(|folder| Self { folder, path }))
+    }
+
+    fn ids(&self) -> Result<Option<(VendorId, DeviceId)>, DiscoverError> {
+        let (Some(vendor), Some(device)) = (self.folder.read_opt("vendor")?, self.folder.read_opt("device")?) else { return Ok(None) };
+        let vendor = parse(&self.of("vendor"), &vendor, "a PCI vendor id", |text| text.parse().ok())?;
+        Ok(Some((vendor, parse(&self.of("device"), &device, "a PCI device id", |text| text.parse().ok())?)))
+    }
+
+    fn number<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>, DiscoverError> {
+        let Some(text) = self.folder.read_opt(name)? else { return Ok(None) };
+        parse(&self.of(name), &text, "a number", |text| text.parse().ok()).map(Some)
+    }
+
+    /// The kernel writes -1 where the platform tells no node.
+    fn numa_node(&self) -> Result<Option<u16>, DiscoverError> {
+        Ok(self.number::<i32>("numa_node")?.and_then(|node| u16::try_from(node).ok()))
+    }
+
+    fn iommu_group(&self) -> Result<Option<u32>, DiscoverError> {
+        let Some(name) = self.folder.read_link_name("iommu_group")? else { return Ok(None) };
+        parse(&self.of("iommu_group"), &name, "an IOMMU group number", |text| text.parse().ok()).map(Some)
+    }
+
+    fn of(&self, name: &str) -> String {
+        format!("{}/{name}", self.path)
+    }
+}
