@@ -8,6 +8,7 @@ use std::fmt;
 
 use sriov_host::nic::{Nic, Platform};
 
+use crate::nic_names;
 use crate::observed::Observed;
 
 /// Something that is in the way.
@@ -89,7 +90,8 @@ fn lockdown(platform: &Platform) -> Option<Finding> {
 
 fn of_nic(nic: &Nic, observed: &Observed) -> Vec<Finding> {
     let name = observed.pf(nic.address).and_then(|pf| pf.netdev.as_ref()).map_or(String::new(), |netdev| format!(" ({})", netdev.name));
-    let object = format!("NIC {} {}:{}{name}", nic.address, nic.vendor, nic.device);
+    let model = nic_names::name(nic.vendor, nic.device).map_or(String::new(), |model| format!(" {model}"));
+    let object = format!("NIC {} {}:{}{model}{name}", nic.address, nic.vendor, nic.device);
     let mut findings = Vec::new();
     match nic.totalvfs {
         None if nic.driver.as_deref().is_some_and(|driver| driver.starts_with("virtio")) => {}

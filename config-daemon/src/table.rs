@@ -4,9 +4,11 @@ use std::fmt::Write as _;
 
 use sriov_host::inventory::{Inventory, Netdev, Pf, Vf};
 
+use crate::nic_names;
+
 /// PFs, each with its VFs below it, in columns that are as wide as they need to be.
 pub fn table(inventory: &Inventory) -> String {
-    let mut rows = vec![["PCI ADDRESS", "VF", "ID", "DRIVER", "NETDEV", "MAC", "MTU", "STATE", "VFS"].map(str::to_owned).to_vec()];
+    let mut rows = vec![["PCI ADDRESS", "VF", "ID", "DRIVER", "NETDEV", "MAC", "MTU", "STATE", "VFS", "MODEL"].map(str::to_owned).to_vec()];
     for pf in &inventory.pfs {
         rows.push(pf_row(pf));
         rows.extend(pf.vfs.iter().map(vf_row));
@@ -42,6 +44,7 @@ fn pf_row(pf: &Pf) -> Vec<String> {
         mtu,
         state,
         format!("{} of {}", pf.numvfs, pf.totalvfs),
+        nic_names::name(pf.vendor, pf.device).unwrap_or_default(),
     ]
 }
 
@@ -50,7 +53,18 @@ fn vf_row(vf: &Vf) -> Vec<String> {
     let admin = || vf.attributes.as_ref().map(|a| a.mac).filter(|mac| !mac.is_zero()).map_or_else(|| "-".to_owned(), |mac| mac.to_string());
     let mac = if mac == "-" { admin() } else { mac };
     let driver = vf.driver.clone().unwrap_or_else(|| "-".to_owned());
-    vec![format!("  {}", vf.address), vf.index.to_string(), format!("{}:{}", vf.vendor, vf.device), driver, name, mac, mtu, state, String::new()]
+    vec![
+        format!("  {}", vf.address),
+        vf.index.to_string(),
+        format!("{}:{}", vf.vendor, vf.device),
+        driver,
+        name,
+        mac,
+        mtu,
+        state,
+        String::new(),
+        String::new(),
+    ]
 }
 
 fn netdev_cells(netdev: Option<&Netdev>) -> [String; 4] {
@@ -76,8 +90,8 @@ mod tests {
         sim.make_vfs("0000:01:00.0".parse().unwrap(), 1);
         let expected = "\
 IOMMU: active
-PCI ADDRESS     VF  ID         DRIVER  NETDEV          MAC                MTU   STATE  VFS
-0000:01:00.0        8086:10c9  igb     pf2             52:54:00:00:00:02  1500  down   1 of 7
+PCI ADDRESS     VF  ID         DRIVER  NETDEV          MAC                MTU   STATE  VFS     MODEL
+0000:01:00.0        8086:10c9  igb     pf2             52:54:00:00:00:02  1500  down   1 of 7  Intel Corporation 82576 Gigabit Network Connection
   0000:01:10.0  0   8086:10ca  igbvf   vf0000:01:10.0  02:ff:ff:00:00:02  1500  up
 ";
         assert_eq!(table(&sim.observe().unwrap().inventory), expected);

@@ -227,6 +227,9 @@ pub struct InterfaceStatus {
     /// PCI device, four hexadecimal digits.
     #[serde(rename = "deviceID", skip_serializing_if = "Option::is_none")]
     pub device_id: Option<String>,
+    /// Ours: vendor and model in words, by the PCI ID list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// Network of the cloud.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub net_filter: Option<String>,

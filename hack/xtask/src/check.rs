@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::image::products::{self, Profile};
 use crate::workspace::{Workspace, stdout_of};
-use crate::{chart, gen_crds, gen_docs, gen_proto};
+use crate::{chart, gen_crds, gen_docs, gen_nic_names, gen_proto};
 
 /// One thing that is checked.
 struct Check {
@@ -25,7 +25,7 @@ struct Check {
 }
 
 /// Cheap ones first, so that a mistake is seen early.
-const CHECKS: [Check; 21] = [
+const CHECKS: [Check; 22] = [
     Check { name: "fmt", run: fmt },
     Check { name: "first-line", run: first_line },
     Check { name: "forbidden-words", run: forbidden_words },
@@ -41,6 +41,7 @@ const CHECKS: [Check; 21] = [
     Check { name: "wall-kubectl-sriov", run: |workspace| wall(workspace, "kubectl-sriov") },
     Check { name: "generated-crds", run: |workspace| gen_crds::run(workspace, true) },
     Check { name: "generated-proto", run: |workspace| gen_proto::run(workspace.root(), true) },
+    Check { name: "generated-nic-names", run: |workspace| gen_nic_names::run(workspace, true) },
     Check { name: "generated-reference", run: |workspace| gen_docs::run(workspace, true) },
     Check { name: "generated-manifest", run: |workspace| chart::generate(workspace, true) },
     Check { name: "chart", run: chart::lint },

@@ -25,10 +25,11 @@ struct Api {
     target: &'static str,
 }
 
-/// The device plugin's own; the tests' kubelet takes them from its library: what both sides share is the protocol.
+/// Each program's own; the tests' kubelet takes them from the device plugin's library: what both sides share is the protocol.
 const APIS: &[Api] = &[
     Api { folder: "pkg/apis/deviceplugin/v1beta1", package: "v1beta1", target: "device-plugin/src/api/deviceplugin_v1beta1.rs" },
     Api { folder: "pkg/apis/podresources/v1", package: "v1", target: "device-plugin/src/api/podresources_v1.rs" },
+    Api { folder: "pkg/apis/podresources/v1", package: "v1", target: "config-daemon/src/api/podresources_v1.rs" },
     Api { folder: "pkg/apis/pluginregistration/v1", package: "pluginregistration", target: "device-plugin/src/api/pluginregistration_v1.rs" },
 ];
 

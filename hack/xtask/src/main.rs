@@ -6,6 +6,7 @@ mod chart;
 mod check;
 mod gen_crds;
 mod gen_docs;
+mod gen_nic_names;
 mod gen_proto;
 mod image;
 mod lab_build;
@@ -58,6 +59,12 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Write config-daemon/src/nic_names.txt, names of network functions from the PCI ID list.
+    GenNicNames {
+        /// Change nothing; fail if it is stale.
+        #[arg(long)]
+        check: bool,
+    },
     /// Write the Rust code of the kubelet's gRPC interfaces.
     GenProto {
         /// Change nothing; fail if something is stale.
@@ -103,6 +110,7 @@ fn run(task: Task) -> Result<bool> {
         Task::GenCrds { check } => gen_crds::run(&workspace, check)?,
         Task::GenDocs { check } => gen_docs::run(&workspace, check)?,
         Task::GenManifest { check } => chart::generate(&workspace, check)?,
+        Task::GenNicNames { check } => gen_nic_names::run(&workspace, check)?,
         Task::GenProto { check } => gen_proto::run(workspace.root(), check)?,
         Task::Image { profile, out } => image(&workspace, profile, out)?,
         Task::LabBuild(arguments) => lab_build::run(&workspace, &arguments)?,
