@@ -8,12 +8,13 @@
 //!
 //! What lives here: the wish (`desired`), the machine (`observed`, `machine`), the difference (`plan`), doing it (`apply`), telling it (`status`
 //! and `situation` to the cluster, `pools` to the device plugin, `metrics` and `health` to who watches), asking for the node (`handshake`) and
-//! rebooting it (`reboot`), what is kept on disk (`store`), and the loop around all of it (`node_state`).
+//! rebooting it (`reboot`), what is kept on disk (`store`), who has VFs (`store`, `kubelet`), and the loop around all of it (`node_state`).
 //!
 //! What never lives here: rendering policies (operator), handing VFs to pods (device plugin, CNI), opening files of the machine (`sriov-host`).
 //!
 //! Invariant: PFs that no policy asks for and that we did not configure are never touched, and a VF that a pod uses is never touched.
 
+pub mod api;
 pub mod apply;
 pub mod boot;
 pub mod desired;
@@ -21,8 +22,10 @@ pub mod doctor;
 pub mod handshake;
 pub mod health;
 pub mod install;
+pub mod kubelet;
 pub mod machine;
 pub mod metrics;
+pub mod nic_names;
 pub mod node_state;
 pub mod observed;
 pub mod plan;

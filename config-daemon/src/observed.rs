@@ -10,8 +10,10 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use sriov_crds::node_state::Interface;
 use sriov_host::driver::is_userspace;
-use sriov_host::inventory::{EswitchMode, Inventory, Pf, Vf};
+use sriov_host::inventory::{EswitchMode, Inventory, Pf, RdmaMode, Vf};
 use sriov_host::pci::{DeviceId, PciAddress, VendorId};
+
+use crate::kubelet::Held;
 
 /// One look at the machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +32,9 @@ pub struct Observed {
     /// Whether its module could be loaded by us.
     #[serde(default)]
     pub vfio_pci_loadable: bool,
+    /// The mode that our file in `/etc/modprobe.d` gives RDMA devices at the next boot.
+    #[serde(default)]
+    pub staged_rdma_mode: Option<RdmaMode>,
     /// Whether network namespaces besides the host's are in use (the kernel then refuses to change the RDMA mode).
     #[serde(default)]
     pub has_namespaces: bool,
@@ -42,6 +47,9 @@ pub struct Observed {
     /// VFs that a pod uses, by address, with the pod's side as the CNI wrote it down.
     #[serde(default)]
     pub vfs_in_use: BTreeMap<PciAddress, String>,
+    /// The extended resource by which a pod has a VF, by the VF's address, where the kubelet tells it.
+    #[serde(default)]
+    pub resources: BTreeMap<PciAddress, String>,
     /// What tells this machine from all others in its network, from which administrative MACs are made.
     #[serde(default)]
     pub machine_id: String,
@@ -107,6 +115,18 @@ impl Observed {
         self.inventory.pfs.iter().find(|pf| pf.address == address)
     }
 
+    /// Adds what the kubelet says of devices. It names pods as people do, so its words replace those of a journal.
+    pub fn add_held(&mut self, held: BTreeMap<PciAddress, Held>) {
+        for (vf, Held { by, resource }) in held {
+            let user = match self.vfs_in_use.get(&vf) {
+                Some(journal) if !journal.starts_with(&by) => format!("{by}, {journal}"),
+                _ => by,
+            };
+            self.vfs_in_use.insert(vf, user);
+            self.resources.insert(vf, resource);
+        }
+    }
+
     /// Who uses a VF, if anyone does: a pod, by the CNI's journal; the host itself, by what is on the VF's netdev; or somebody unknown, when a
     /// kernel driver has the VF and its netdev is not in the namespace where the PF's is, so it was moved away.
     pub fn user_of(&self, pf: &Pf, vf: &Vf) -> Option<User> {
@@ -160,6 +180,30 @@ mod tests {
         assert!(!nics.contains(VendorId(0x8086), DeviceId(0x10ca)), "a VF's id does not list its PF");
         assert_eq!(nics.unreadable.len(), 2, "{:?}", nics.unreadable);
         assert!(nics.unreadable[0].starts_with("entry short of ConfigMap supported-nic-ids"));
+    }
+
+    #[test]
+    fn the_whole_default_list_of_the_field_is_shipped() {
+        let chart = include_str!("../../deploy/chart/templates/supported-nic-ids.yaml");
+        let entries: BTreeMap<String, String> = chart
+            .lines()
+            .filter_map(|line| line.strip_prefix("  ")?.split_once(": \""))
+            .map(|(key, value)| (key.to_owned(), value.trim_end_matches('"').to_owned()))
+            .collect();
+        let nics = SupportedNics::read(&entries);
+        assert_eq!((entries.len(), nics.pfs.len(), nics.unreadable.len()), (48, 48, 0), "{:?}", nics.unreadable);
+        // As the Go operator's list has them: Intel, NVIDIA, Broadcom, QLogic, virtio, Marvell, Amazon.
+        for (vendor, count) in [(0x8086, 25), (0x15b3, 12), (0x14e4, 2), (0x1077, 1), (0x1af4, 2), (0x177d, 5), (0x1d0f, 1)] {
+            assert_eq!(nics.pfs.iter().filter(|(of, _)| of.0 == vendor).count(), count, "{vendor:04x}");
+        }
+        let mut vfs: Vec<&str> = entries.values().filter_map(|entry| entry.split(' ').nth(2)).collect();
+        vfs.sort_unstable();
+        vfs.dedup();
+        let field = [
+            "1000", "1014", "1016", "1018", "101a", "101c", "101e", "1041", "10ca", "154c", "1565", "1664", "16dc", "1806", "1889", "b103", "b203",
+            "b603", "b903", "ba03", "ec20",
+        ];
+        assert_eq!(vfs, field);
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //!
 //! Invariant: the same input gives the same status, so that nothing is written when nothing changed; condition times move only with their status.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use sriov_crds::conditions::{self, DEGRADED, PROGRESSING, READY, node};
 use sriov_crds::node_state::{
@@ -12,8 +14,10 @@ use sriov_crds::node_state::{
 };
 use sriov_host::inventory::{EswitchMode, LinkType, Pf, Vf};
 
+use crate::nic_names;
 use crate::observed::Observed;
 use crate::plan::Plan;
+use crate::plan::disruption::Disruption;
 use crate::plan::refusal::{Reason, Refusal};
 
 /// Where the daemon is.
@@ -55,11 +59,11 @@ pub fn status(report: Report<'_>, earlier: &[Condition], now: &Time) -> SriovNet
         vf_count: Some(interfaces.iter().map(|pf| pf.num_vfs).sum()),
         interfaces,
         bridges: None,
-        system: Some(System { rdma_mode: None, iommu: Some(iommu.to_owned()) }),
+        system: Some(System { rdma_mode: observed.inventory.kernel.rdma_mode.map(|mode| mode.as_str().to_owned()), iommu: Some(iommu.to_owned()) }),
         sync_status: Some(verdict.sync.to_owned()),
         last_sync_error: Some(verdict.error),
         observed_generation: generation,
-        plan: Some(plan_status(plan)),
+        plan: Some(plan_status(plan, observed)),
         conditions: all,
     }
 }
@@ -144,7 +148,14 @@ fn join(texts: impl IntoIterator<Item = impl AsRef<str>>) -> String {
     texts.join("; ")
 }
 
-fn plan_status(plan: &Plan) -> PlanStatus {
+/// The resources whose pods must leave. None when of a single VF it is not known: those of all our resources count then.
+fn evict_resources(plan: &Plan, observed: &Observed) -> Vec<String> {
+    let Disruption::EvictPods(vfs) = &plan.disruption else { return Vec::new() };
+    let known: Option<BTreeSet<&String>> = vfs.iter().map(|vf| observed.resources.get(vf)).collect();
+    known.unwrap_or_default().into_iter().cloned().collect()
+}
+
+fn plan_status(plan: &Plan, observed: &Observed) -> PlanStatus {
     let refusal = |refusal: &Refusal| RefusalStatus {
         pci_address: refusal.pf.map(|pf| pf.to_string()).unwrap_or_default(),
         name: (!refusal.name.is_empty()).then(|| refusal.name.clone()),
@@ -154,8 +165,8 @@ fn plan_status(plan: &Plan) -> PlanStatus {
     PlanStatus {
         disruption: Some(plan.disruption.as_str().to_owned()),
         steps: plan.steps.iter().map(ToString::to_string).collect(),
+        evict_resources: evict_resources(plan, observed),
         refusals: plan.refusals.iter().map(refusal).collect(),
-        ..PlanStatus::default()
     }
 }
 
@@ -175,6 +186,7 @@ fn interface(pf: &Pf, observed: &Observed, plan: &Plan) -> InterfaceStatus {
         driver: pf.driver.clone(),
         vendor: Some(pf.vendor.to_string()),
         device_id: Some(pf.device.to_string()),
+        model: nic_names::name(pf.vendor, pf.device),
         net_filter: None,
         mtu: netdev.map(|n| i64::from(n.mtu)),
         num_vfs: i64::from(pf.numvfs),
@@ -205,6 +217,7 @@ fn virtual_function(pf: &Pf, vf: &Vf, observed: &Observed) -> VfStatus {
         device_id: Some(vf.device.to_string()),
         mtu: netdev.map(|n| i64::from(n.mtu)),
         assigned: observed.user_of(pf, vf).map(|user| user.to_string()),
+        representor_name: vf.facts.representor.clone(),
         iommu_group: vf.iommu_group.map(i64::from),
         ..VfStatus::default()
     }
@@ -221,10 +234,12 @@ fn link_type(link_type: LinkType) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::jiff::Timestamp;
+    use sriov_host::inventory::RdmaMode;
 
     use super::*;
     use crate::apply::apply;
     use crate::desired::Desired;
+    use crate::kubelet::Held;
     use crate::machine::Machine;
     use crate::machine::sim::Sim;
     use crate::plan::plan;
@@ -288,6 +303,37 @@ mod tests {
         assert_eq!(conditions(&said), expected);
         assert_eq!(said.plan.unwrap().disruption.as_deref(), Some("EvictPods"));
         assert_eq!(said.interfaces[0].vfs[1].assigned.as_deref(), Some("container abc"));
+    }
+
+    #[test]
+    fn what_was_found_of_rdma_representors_and_models_is_told() {
+        let sim = Sim::with_pfs(&[PF]);
+        sim.make_vfs(PF.parse().unwrap(), 1);
+        sim.change(|state| {
+            state.inventory.kernel.rdma_mode = Some(RdmaMode::Exclusive);
+            state.inventory.pfs[0].vfs[0].facts.representor = Some("enp1s0_0".to_owned());
+        });
+        let said = say(&sim, &desired("policyRevision: r"), &Phase::Settled(vec![]), &[], 1);
+        assert_eq!(said.system.unwrap().rdma_mode.as_deref(), Some("exclusive"));
+        assert_eq!(said.interfaces[0].vfs[0].representor_name.as_deref(), Some("enp1s0_0"));
+        assert_eq!(said.interfaces[0].model.as_deref(), Some("Intel Corporation 82576 Gigabit Network Connection"));
+    }
+
+    #[test]
+    fn only_the_resources_whose_vfs_stand_in_the_way_are_to_be_evicted() {
+        let (sim, two) = (Sim::with_pfs(&[PF, "0000:02:00.0"]), "{pciAddress: '0000:01:00.0', numVfs: 2}, {pciAddress: '0000:02:00.0', numVfs: 2}");
+        apply(&sim, &plan(&desired(&format!("interfaces: [{two}]")), &sim.observe().unwrap()));
+        let held = |resource: &str| Held { by: "pod red/web".to_owned(), resource: resource.to_owned() };
+        sim.change(|state| {
+            state.add_held([("0000:01:10.0".parse().unwrap(), held("x/a")), ("0000:02:10.0".parse().unwrap(), held("x/b"))].into());
+        });
+        let wish = desired("interfaces: [{pciAddress: '0000:01:00.0', numVfs: 4}, {pciAddress: '0000:02:00.0', numVfs: 2}]");
+        let told = |sim: &Sim| say(sim, &wish, &Phase::Settled(vec![]), &[], 1).plan.unwrap();
+        assert_eq!((told(&sim).disruption.as_deref(), told(&sim).evict_resources), (Some("EvictPods"), vec!["x/a".to_owned()]), "not x/b");
+        assert!(told(&sim).refusals[0].message.contains("0000:01:10.0 (pod red/web)"), "{:?}", told(&sim).refusals);
+        // Of one more user only the CNI tells, so that the resource is not known.
+        sim.change(|state| _ = state.vfs_in_use.insert("0000:01:10.2".parse().unwrap(), "container abc".to_owned()));
+        assert_eq!(told(&sim).evict_resources, Vec::<String>::new(), "all of ours then");
     }
 
     #[test]

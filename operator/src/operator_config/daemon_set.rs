@@ -43,14 +43,17 @@ struct HostFolder {
     create: bool,
 }
 
-const FOLDERS: [HostFolder; 12] = [
+const FOLDERS: [HostFolder; 15] = [
     HostFolder { volume: "sys", path: "/sys", create: false },
     HostFolder { volume: "run", path: "/run/sriov-operator", create: true },
     HostFolder { volume: "records", path: "/etc/sriov-operator", create: true },
     HostFolder { volume: "udev-rules", path: "/etc/udev/rules.d", create: true },
+    HostFolder { volume: "modprobe", path: "/etc/modprobe.d", create: true },
+    HostFolder { volume: "boot", path: "/boot", create: true },
     HostFolder { volume: "modules", path: "/lib/modules", create: true },
     HostFolder { volume: "dbus", path: "/run/dbus", create: true },
     HostFolder { volume: "cni-state", path: "/var/lib/cni/sriov", create: true },
+    HostFolder { volume: "cni-locks", path: "/var/lib/cni/sriov/lock", create: true },
     HostFolder { volume: "netns", path: "/run/netns", create: true },
     HostFolder { volume: "device-plugins", path: "/var/lib/kubelet/device-plugins", create: true },
     HostFolder { volume: "plugins-registry", path: "/var/lib/kubelet/plugins_registry", create: true },
@@ -198,9 +201,15 @@ fn config_daemon(spec: Option<&SriovOperatorConfigSpec>, settings: &Settings) ->
         mount("run", "/run/sriov-operator", false),
         mount("records", "/host/etc/sriov-operator", false),
         mount("udev-rules", "/host/etc/udev/rules.d", false),
+        mount("modprobe", "/host/etc/modprobe.d", false),
+        // What the boot loader starts the kernel with next.
+        mount("boot", "/host/boot", true),
         mount("modules", "/host/lib/modules", true),
         mount("dbus", "/host/run/dbus", true),
         mount("cni-state", "/host/var/lib/cni/sriov", true),
+        // A VF is changed only under the lock under which the CNI gives it to pods.
+        mount("cni-locks", "/host/var/lib/cni/sriov/lock", false),
+        mount("pod-resources", "/host/var/lib/kubelet/pod-resources", true),
         netns,
         mount(CREDENTIALS, "/var/run/secrets/kubernetes.io/serviceaccount", true),
     ];
