@@ -8,6 +8,8 @@ pub mod linux;
 #[cfg(test)]
 pub(crate) mod sim;
 
+use rustix::io::Errno;
+
 use crate::observed::Observed;
 use crate::plan::step::Step;
 
@@ -40,8 +42,13 @@ pub enum ObserveError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StepError {
     /// The kernel or the file system refused.
-    #[error("{0}")]
-    Refused(String),
+    #[error("{said}")]
+    Refused {
+        /// Operation, object and the answer.
+        said: String,
+        /// The kernel's number of the answer, where there was one.
+        errno: Option<i32>,
+    },
     /// The machine has no memory space or bus numbers for the VFs.
     #[error("{said}: {cure}")]
     NoSpace {
@@ -58,4 +65,63 @@ pub enum StepError {
         /// Who has it.
         user: String,
     },
+}
+
+/// What may cure a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cure {
+    /// Time: the kernel or a driver was busy, or too slow.
+    Time,
+    /// The user of a VF leaves.
+    Leave,
+    /// Another wish, or a change of the machine: the driver cannot do it, a module or a right is missing.
+    Change,
+}
+
+impl StepError {
+    /// An answer that has no number.
+    pub(crate) fn refused(said: impl Into<String>) -> Self {
+        Self::Refused { said: said.into(), errno: None }
+    }
+
+    /// What may cure it.
+    pub fn cure(&self) -> Cure {
+        const FINAL: [Errno; 10] = [
+            Errno::PERM,
+            Errno::ACCESS,
+            Errno::INVAL,
+            Errno::NOSYS,
+            Errno::NOTSUP,
+            Errno::OPNOTSUPP,
+            Errno::RANGE,
+            Errno::ROFS,
+            Errno::NODEV,
+            Errno::NOEXEC,
+        ];
+        match self {
+            Self::Refused { errno: Some(errno), .. } if FINAL.iter().any(|known| known.raw_os_error() == *errno) => Cure::Change,
+            Self::Refused { .. } => Cure::Time,
+            Self::NoSpace { .. } => Cure::Change,
+            Self::VfTaken { .. } => Cure::Leave,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_busy_kernel_is_cured_by_time_and_a_driver_that_cannot_is_not() {
+        let of = |errno: Errno| StepError::Refused { said: String::new(), errno: Some(errno.raw_os_error()) }.cure();
+        for errno in [Errno::BUSY, Errno::AGAIN, Errno::NOSPC, Errno::IO, Errno::TIMEDOUT] {
+            assert_eq!(of(errno), Cure::Time, "{errno}");
+        }
+        for errno in [Errno::OPNOTSUPP, Errno::INVAL, Errno::PERM, Errno::RANGE, Errno::ROFS] {
+            assert_eq!(of(errno), Cure::Change, "{errno}");
+        }
+        assert_eq!(StepError::refused("too late").cure(), Cure::Time);
+        assert_eq!(StepError::VfTaken { vf: String::new(), user: String::new() }.cure(), Cure::Leave);
+        assert_eq!(StepError::NoSpace { said: String::new(), cure: "" }.cure(), Cure::Change);
+    }
 }

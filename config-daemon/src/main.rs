@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -30,6 +30,9 @@ use sriov_config_daemon::wish;
 use sriov_host::Host;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
 /// Configures the SR-IOV network functions of this machine.
 #[derive(Debug, Parser)]
@@ -122,8 +125,10 @@ struct Run {
 enum Drift {
     /// It is changed back, as far as that disturbs nobody.
     Repair,
-    /// It stays so and is reported, until the wish changes or the daemon is started again.
+    /// It stays so and is reported: the node is not ready, until the wish changes or the daemon is started again.
     Report,
+    /// It stays so; the node counts as ready.
+    Ignore,
 }
 
 #[derive(Debug, Args)]
@@ -165,15 +170,40 @@ enum Output {
     Yaml,
 }
 
+/// What is logged; the cluster may change it while the daemon runs.
+static LOG: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+
 fn main() -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let (filter, handle) = reload::Layer::new(log_filter(None));
+    // Set here alone, so that it cannot be set already.
+    _ = LOG.set(handle);
+    tracing_subscriber::registry().with(filter).with(fmt::layer().with_writer(std::io::stderr).with_target(false)).init();
     match perform(Cli::parse().command) {
         Ok(code) => code,
         Err(error) => {
             tracing::error!("{error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// `RUST_LOG`, or info; on top of it what the operator configuration says of this program (0 to 2).
+fn log_filter(level: Option<i64>) -> EnvFilter {
+    let base = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty()).unwrap_or_else(|| "info".to_owned());
+    let ours = match level {
+        None => return EnvFilter::new(base),
+        Some(..=0) => "info",
+        Some(1) => "debug",
+        Some(_) => "trace",
+    };
+    EnvFilter::new(format!("{base},sriov_config_daemon={ours}"))
+}
+
+fn set_log_level(level: Option<i64>) {
+    match LOG.get().map(|log| log.reload(log_filter(level))) {
+        Some(Err(error)) => tracing::warn!("the log level is not changed: {error}"),
+        // Said at the lowest level that it may have now.
+        _ => tracing::debug!("logLevel is {level:?}"),
     }
 }
 
@@ -318,8 +348,10 @@ impl Run {
             drift: match self.drift {
                 Drift::Repair => DriftPolicy::Repair,
                 Drift::Report => DriftPolicy::Report,
+                Drift::Ignore => DriftPolicy::Ignore,
             },
             rebooter: Rebooter::new(&self.machine.root),
+            log_level: set_log_level,
         }
     }
 }

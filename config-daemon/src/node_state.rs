@@ -11,9 +11,11 @@
 //! - An idle daemon waits: no timer runs unless something is left to do.
 
 pub(crate) mod events;
+mod failures;
 pub(crate) mod inputs;
 mod publish;
 pub(crate) mod retry;
+mod settle;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,18 +31,18 @@ use tracing::{debug, info, warn};
 
 use crate::apply::{Outcome, apply};
 use crate::desired::Desired;
-use crate::handshake::{self, Heard, Move, Need};
+use crate::handshake::Move;
 use crate::machine::linux::Linux;
 use crate::machine::{Machine, ObserveError};
 use crate::metrics::{Metrics, Phase as Timed};
 use crate::observed::{Observed, SupportedNics};
-use crate::plan::refusal::Reason;
 use crate::plan::{Plan, plan};
 use crate::pools::{Pools, pools};
 use crate::reboot::Rebooter;
-use crate::situation::{DriftPolicy, Happening, Situation, moved, performed};
+use crate::situation::{DriftPolicy, Situation, performed};
 use crate::status::Phase;
 use events::Events;
+use failures::Failures;
 use inputs::{Inputs, Seen};
 use publish::Publisher;
 use retry::{Backoff, Retry, random};
@@ -75,6 +77,8 @@ pub struct Settings {
     pub drift: DriftPolicy,
     /// How the machine is rebooted.
     pub rebooter: Rebooter,
+    /// Takes the `logLevel` of the operator configuration, each time that it changes.
+    pub log_level: fn(Option<i64>),
 }
 
 /// Runs until an error that a restart may cure.
@@ -85,12 +89,12 @@ pub async fn run(client: Client, settings: Settings, machine: Linux, metrics: Ar
     let api: Api<SriovNetworkNodeState> = Api::namespaced(client.clone(), namespace);
     let nics: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
     let configs: Api<SriovOperatorConfig> = Api::namespaced(client.clone(), namespace);
-    let node = settings.node.clone();
+    let (node, log_level) = (settings.node.clone(), settings.log_level);
     let watches = async {
         tokio::join!(
             inputs::watch_node_state(api.clone(), node, sender.clone()),
             inputs::watch_supported_nics(nics, sender.clone()),
-            inputs::watch_operator_config(configs, sender.clone())
+            inputs::watch_operator_config(configs, sender.clone(), log_level)
         )
     };
     let publisher = Publisher::new(client, api.clone(), &settings.node, Arc::clone(&metrics));
@@ -102,6 +106,7 @@ pub async fn run(client: Client, settings: Settings, machine: Linux, metrics: Ar
         nics: None,
         publisher,
         backoff: Backoff::default(),
+        failures: Failures::default(),
         settled: None,
         drift: None,
         settings,
@@ -123,6 +128,7 @@ struct Daemon {
     nics: Option<SupportedNics>,
     publisher: Publisher,
     backoff: Backoff,
+    failures: Failures,
     /// The wish that the machine was last found to be as, with nothing left to do.
     settled: Option<SriovNetworkNodeStateSpec>,
     /// What was changed since, with that wish.
@@ -131,8 +137,20 @@ struct Daemon {
     metrics: Arc<Metrics>,
 }
 
-/// What a round ends with: the worst thing that is left.
-type RoundEnd = Option<Retry>;
+/// What a round ends with.
+#[derive(Clone, Copy, Debug, Default)]
+struct RoundEnd {
+    /// The worst thing that is left, besides steps that failed.
+    retry: Option<Retry>,
+    /// When the first step that failed may be tried again.
+    held: Option<Instant>,
+}
+
+impl From<Retry> for RoundEnd {
+    fn from(retry: Retry) -> Self {
+        Self { retry: Some(retry), held: None }
+    }
+}
 
 /// What a round is about.
 struct Round<'a> {
@@ -153,7 +171,7 @@ impl Daemon {
             self.metrics.begin();
             let end = self.round().await?;
             self.metrics.end();
-            let again = match end {
+            let again = match end.retry {
                 None => {
                     self.backoff.reset();
                     None
@@ -164,7 +182,7 @@ impl Daemon {
                     Some(Instant::now() + wait)
                 }
             };
-            self.wait(again).await?;
+            self.wait([again, end.held].into_iter().flatten().min()).await?;
         }
     }
 
@@ -192,6 +210,7 @@ impl Daemon {
             event = self.events.next() => {
                 event.ok_or(RunError::EventsEnded)?;
                 self.events.settle().await;
+                self.failures.machine_changed(Instant::now());
                 Ok(())
             }
             () = timer => Ok(()),
@@ -207,32 +226,33 @@ impl Daemon {
         let round = Round { object, desired: &desired, nics: nics.as_ref(), drains: inputs.drains };
         let observed = match self.observe(round.nics).await? {
             Ok(observed) => observed,
-            Err(error) => return Ok(Some(self.cannot_observe(object, &error).await)),
+            Err(error) => return Ok(self.cannot_observe(object, &error).await.into()),
         };
         let planned = plan(&desired, &observed);
         if let Some(text) = waiting_for {
             let written = self.publisher.publish(object, &observed, &planned, &Phase::NotRendered(text), &Situation::default()).await;
-            return Ok(if written { None } else { Some(Retry::Publish) });
+            return Ok(RoundEnd { retry: (!written).then_some(Retry::Publish), held: None });
         }
         if let Err(error) = self.machine.store().write_rules(&desired) {
             warn!("{error}");
         }
         let repairs = self.look_for_drift(&planned);
-        if planned.steps.is_empty() || !repairs {
+        let due = self.failures.due(&planned, &observed, Instant::now());
+        if due.steps.is_empty() || !repairs {
             return Ok(self.finish(&round, &observed, None).await);
         }
         let situation = self.situation(&round, &planned, Move::Rest);
         self.publisher.publish(object, &observed, &planned, &Phase::Applying, &situation).await;
         if !self.write_pools(&pools(&desired, &observed, &planned)) {
             // VFs that the device plugin may hand out at any moment must not be changed.
-            return Ok(Some(Retry::Step));
+            return Ok(Retry::Step.into());
         }
-        let outcome = self.apply(&planned).await?;
-        self.publisher.tell(object, &performed(&planned, &outcome));
+        let outcome = self.apply(&due).await?;
+        self.publisher.tell(object, &performed(&due, &outcome));
         self.events.settle().await;
         match self.observe(round.nics).await? {
             Ok(observed) => Ok(self.finish(&round, &observed, Some(&outcome)).await),
-            Err(error) => Ok(Some(self.cannot_observe(object, &error).await)),
+            Err(error) => Ok(self.cannot_observe(object, &error).await.into()),
         }
     }
 
@@ -260,6 +280,7 @@ impl Daemon {
                     warn!("{error}");
                 }
                 self.wish = Some(object.spec.clone());
+                self.failures.clear();
             }
         }
         match &self.wish {
@@ -287,100 +308,6 @@ impl Daemon {
             self.drift = known;
         }
         self.drift.is_none() || self.settings.drift == DriftPolicy::Repair
-    }
-
-    /// Publishes what is left to do, offers what is ready, and goes on with the handshake. `outcome` is that of this round's plan, if there was one.
-    async fn finish(&mut self, round: &Round<'_>, observed: &Observed, outcome: Option<&Outcome>) -> RoundEnd {
-        let residual = plan(round.desired, observed);
-        let offered = pools(round.desired, observed, &residual);
-        let is_offered = self.write_pools(&offered);
-        self.metrics.settled(observed, &residual, &offered);
-        let failures = outcome.map(Outcome::lines).unwrap_or_default();
-        let left_alone = self.drift.is_some() && self.settings.drift == DriftPolicy::Report;
-        let finished = failures.is_empty() && (residual.steps.is_empty() || left_alone);
-        if finished && !left_alone {
-            self.drift = None;
-            // With something refused the machine is not as asked: what then follows a change (pods that end) is no drift.
-            self.settled = if residual.is_empty() { self.wish.clone() } else { None };
-        }
-        let heard = round.object.map(|object| object.heard.clone()).unwrap_or_default();
-        let next = match (round.object, round.drains) {
-            (Some(_), Some(drains)) => handshake::next(Need::of(&residual), finished, &heard, drains),
-            _ => Move::Rest,
-        };
-        let situation = self.situation(round, &residual, next);
-        let told = if left_alone { Phase::Settled(Vec::new()) } else { Phase::Settled(failures) };
-        let shown = if left_alone { &Plan { steps: Vec::new(), ..residual.clone() } } else { &residual };
-        let written = self.publisher.publish(round.object, observed, shown, &told, &situation).await;
-        let answered = self.act(round.object, &residual, &heard, &situation).await;
-        if !finished || !is_offered {
-            Some(Retry::Step)
-        } else if !written || !answered {
-            Some(Retry::Publish)
-        } else if !observed.faults.is_empty() {
-            Some(Retry::Observe)
-        } else {
-            residual.refusals.iter().any(|r| r.reason == Reason::VfsInUse).then_some(Retry::VfsInUse)
-        }
-    }
-
-    fn situation(&self, round: &Round<'_>, planned: &Plan, next: Move) -> Situation {
-        let need = Need::of(planned);
-        let rebooted = need == Need::Reboot && self.machine.was_rebooted_for(&cause(planned));
-        Situation {
-            need,
-            next: (next != Move::Rest).then_some(next),
-            heard: round.object.map(|object| object.heard.clone()).unwrap_or_default(),
-            drift: self.drift.as_ref().map(|(_, lines)| lines.clone()).unwrap_or_default(),
-            repaired: self.settings.drift == DriftPolicy::Repair,
-            reboot_did_not_help: rebooted,
-        }
-    }
-
-    /// The next move of the handshake; answers whether it was made.
-    async fn act(&mut self, object: Option<&Seen>, residual: &Plan, heard: &Heard, situation: &Situation) -> bool {
-        let Some(object) = object else { return true };
-        if situation.need != Need::Reboot && residual.steps.is_empty() {
-            self.machine.forget_reboot();
-        }
-        if situation.reboot_did_not_help {
-            return true;
-        }
-        match situation.next.unwrap_or(Move::Rest) {
-            next @ Move::Ask(state) => {
-                info!("{}", handshake::sentence(next, heard));
-                let asked = self.publisher.ask(object, state).await;
-                if asked {
-                    self.publisher.tell(Some(object), moved(next, residual, heard).as_slice());
-                }
-                asked
-            }
-            next @ Move::Reboot => {
-                self.publisher.tell_now(object, moved(next, residual, heard).as_slice()).await;
-                self.reboot(object, &cause(residual)).await
-            }
-            Move::Wait(_) | Move::Rest => true,
-        }
-    }
-
-    /// Remembers the cause, then reboots. What could not be remembered is not rebooted for: it might be again and again.
-    async fn reboot(&self, object: &Seen, cause: &str) -> bool {
-        if let Err(error) = self.machine.remember_reboot(cause) {
-            warn!("not rebooting: {error}");
-            return false;
-        }
-        warn!("rebooting this machine: {cause}");
-        let rebooter = self.settings.rebooter.clone();
-        match spawn_blocking(move || rebooter.reboot()).await {
-            Ok(Ok(())) => true,
-            Ok(Err(error)) => {
-                warn!("{error}");
-                self.machine.forget_reboot();
-                self.publisher.tell(Some(object), &[Happening::new(true, "RebootFailed", &error.to_string())]);
-                false
-            }
-            Err(_) => false,
-        }
     }
 
     async fn observe(&self, nics: Option<&SupportedNics>) -> Result<Result<Observed, ObserveError>, RunError> {
@@ -415,9 +342,4 @@ impl Daemon {
         self.publisher.cannot_observe(object, &error.to_string()).await;
         Retry::Observe
     }
-}
-
-/// What a reboot would be for: the same words for the same plan.
-fn cause(planned: &Plan) -> String {
-    planned.disruption.to_string()
 }

@@ -79,32 +79,42 @@ impl Plan {
 
 /// What is set once for the whole machine.
 fn machine_steps(desired: &Desired, observed: &Observed, plan: &mut Plan) {
-    if let Some(mode) = desired.rdma_mode
-        && let Some(found) = observed.inventory.kernel.rdma_mode.filter(|found| *found != mode)
-    {
-        if observed.has_namespaces {
-            let said = format!(
-                "rdmaMode {} is asked for and RDMA devices are {}; the kernel changes that only while no network namespace but the host's exists: it is done \
-                 when this daemon starts before the first pod (with --systemd at boot), or set  options ib_core netns_mode={}  in /etc/modprobe.d and reboot",
-                mode.as_str(),
-                found.as_str(),
-                u8::from(mode == sriov_host::inventory::RdmaMode::Shared)
-            );
-            plan.refusals.push(Refusal { pf: None, name: String::new(), reason: Reason::RebootRequired, message: said });
-        } else {
-            plan.steps.push(Step::SetRdmaMode { mode });
-        }
-    }
+    rdma_mode(desired, observed, plan);
     let vfio = |wish: &DesiredPf| wish.groups.iter().any(|group| group.device_type == DeviceType::VfioPci) && refusal::check(wish, observed).is_ok();
     if !observed.vfio_pci_loaded && observed.vfio_pci_loadable && desired.pfs.values().flatten().any(vfio) {
         plan.steps.push(Step::LoadModule { module: VFIO_PCI.to_owned() });
     }
 }
 
+/// The namespace mode of RDMA devices: at once where the kernel lets it, and for the next boot in a file of ours. A mode that nobody asks for is left.
+fn rdma_mode(desired: &Desired, observed: &Observed, plan: &mut Plan) {
+    let Some(found) = observed.inventory.kernel.rdma_mode else { return };
+    if desired.rdma_mode != observed.staged_rdma_mode && desired.refused.is_empty() {
+        plan.steps.push(Step::StageRdmaMode { mode: desired.rdma_mode });
+    }
+    let Some(mode) = desired.rdma_mode.filter(|mode| *mode != found) else { return };
+    if !observed.has_namespaces {
+        return plan.steps.push(Step::SetRdmaMode { mode });
+    }
+    let said = format!(
+        "rdmaMode {} is asked for and RDMA devices are {}; the kernel changes that only while no network namespace but the host's exists, which is so at \
+         boot: this node is drained and rebooted for it, once",
+        mode.as_str(),
+        found.as_str(),
+    );
+    plan.disruption.reboot(&format!("RDMA devices {}", mode.as_str()));
+    plan.refusals.push(Refusal { pf: None, name: String::new(), reason: Reason::RebootRequired, message: said });
+}
+
 fn configure(wish: &DesiredPf, observed: &Observed, plan: &mut Plan) {
     let pf = match refusal::check(wish, observed) {
         Ok(pf) => pf,
-        Err(refusal) => return plan.refusals.push(refusal),
+        Err(refusal) => {
+            if refusal.reason == Reason::RebootRequired {
+                plan.disruption.reboot(&format!("for PF {}: what the boot loader stages for the kernel", wish.address));
+            }
+            return plan.refusals.push(refusal);
+        }
     };
     let renew = !wish.externally_managed && (pf.numvfs != wish.numvfs || pf.eswitch_mode != wish.eswitch_mode);
     let order = if renew { order::make(wish, pf, observed) } else { order::adjust(wish, pf, observed) };

@@ -24,8 +24,10 @@ pub enum DriftPolicy {
     /// Changed back at once, as far as that disturbs nobody.
     #[default]
     Repair,
-    /// Left as it is and reported, until the wish changes or the daemon is started again.
+    /// Left as it is and reported: the node is not ready, until the wish changes or the daemon is started again.
     Report,
+    /// Left as it is; the condition tells it, and the node counts as ready.
+    Ignore,
 }
 
 /// What this round found.
@@ -39,8 +41,8 @@ pub struct Situation {
     pub heard: Heard,
     /// The steps that undo what somebody changed, each one line.
     pub drift: Vec<String>,
-    /// Whether they are performed.
-    pub repaired: bool,
+    /// What is done about it.
+    pub drift_policy: DriftPolicy,
     /// A reboot for the same cause was made already.
     pub reboot_did_not_help: bool,
 }
@@ -59,9 +61,9 @@ pub fn conditions(all: &mut Vec<Condition>, situation: &Situation, observed: &Ob
 }
 
 impl Situation {
-    /// Something was changed from outside and stays so.
+    /// Something was changed from outside and stays so, and somebody wants to know.
     pub fn is_left_changed(&self) -> bool {
-        !self.drift.is_empty() && !self.repaired
+        !self.drift.is_empty() && self.drift_policy == DriftPolicy::Report
     }
 }
 
@@ -111,10 +113,10 @@ fn drift(situation: &Situation) -> Verdict {
     if situation.drift.is_empty() {
         return idle();
     }
-    let (reason, end) = if situation.repaired {
-        (node::REPAIRING, "it is changed back")
-    } else {
-        (node::NOT_REPAIRED, "it stays so, because the daemon runs with --drift report")
+    let (reason, end) = match situation.drift_policy {
+        DriftPolicy::Repair => (node::REPAIRING, "it is changed back"),
+        DriftPolicy::Report => (node::NOT_REPAIRED, "it stays so, because the daemon runs with --drift report"),
+        DriftPolicy::Ignore => (node::NOT_REPAIRED, "it stays so and the node counts as ready, because the daemon runs with --drift ignore"),
     };
     (true, reason, format!("the machine was as asked and was changed from outside; {end}: {}", situation.drift.join("; ")))
 }
@@ -209,12 +211,30 @@ mod tests {
 
     #[test]
     fn drift_names_what_was_changed() {
-        let situation = Situation { drift: vec!["0000:01:00.0 vf 1: set MTU 1400".to_owned()], repaired: true, ..Situation::default() };
+        let situation =
+            Situation { drift: vec!["0000:01:00.0 vf 1: set MTU 1400".to_owned()], drift_policy: DriftPolicy::Repair, ..Situation::default() };
         let mut all = vec![];
         conditions(&mut all, &situation, &Observed::default(), None, &Time(Timestamp::from_second(1).unwrap()));
         let drift = all.iter().find(|c| c.type_ == DRIFT_DETECTED).unwrap();
         assert_eq!((drift.status.as_str(), drift.reason.as_str()), ("True", "Repairing"));
         assert!(drift.message.contains("vf 1: set MTU 1400"), "{}", drift.message);
+    }
+
+    #[test]
+    fn drift_that_is_ignored_is_told_and_does_not_make_the_node_unready() {
+        for (drift_policy, ready) in [(DriftPolicy::Repair, true), (DriftPolicy::Report, false), (DriftPolicy::Ignore, true)] {
+            let situation = Situation { drift: vec!["0000:01:00.0: set the PF up".to_owned()], drift_policy, ..Situation::default() };
+            let mut all = vec![];
+            conditions::set(
+                &mut all,
+                Said { kind: READY, status: true, reason: node::CONVERGED, message: String::new() },
+                None,
+                &Time(Timestamp::from_second(1).unwrap()),
+            );
+            conditions(&mut all, &situation, &Observed::default(), None, &Time(Timestamp::from_second(2).unwrap()));
+            let is = |kind: &str| all.iter().find(|c| c.type_ == kind).is_some_and(|c| c.status == "True");
+            assert_eq!((is(READY), is(DRIFT_DETECTED)), (ready, true), "{drift_policy:?}");
+        }
     }
 
     #[test]

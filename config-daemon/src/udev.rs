@@ -34,6 +34,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn b6_a_rule_never_depends_on_a_list_of_devices_that_may_not_be_loaded() {
+        // As `apply --systemd` has it at boot, where no cluster tells supported NICs.
+        let rules = rules(&Desired::read(&serde_saphyr::from_str("interfaces: [{pciAddress: '0000:01:00.0', numVfs: 2}]").unwrap()));
+        let rule = rules.values().next().unwrap();
+        assert!(!rule.contains("{device}") && !rule.contains("\"\""), "{rule}");
+        assert!(rule.contains("ATTRS{physfn/uevent}"), "{rule}");
+    }
+
+    #[test]
     fn each_pf_with_vfs_has_its_rule_and_no_other() {
         let text =
             "interfaces: [{pciAddress: '0000:01:00.0', numVfs: 2}, {pciAddress: '0000:02:00.0', numVfs: 0}, {pciAddress: nonsense, numVfs: 1}]";

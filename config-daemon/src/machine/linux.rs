@@ -9,21 +9,26 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use sriov_host::discover::DiscoverError;
+use sriov_host::driver::DriverError;
 use sriov_host::inventory::Netdev;
+use sriov_host::module::ModuleError;
 use sriov_host::netlink::devlink::Devlink;
 use sriov_host::netlink::ethtool::Ethtool;
 use sriov_host::netlink::rdma::Rdma;
-use sriov_host::netlink::{LinkChange, Route};
+use sriov_host::netlink::{LinkChange, NetlinkError, Route};
 use sriov_host::pci::PciAddress;
 use sriov_host::sriov::SriovError;
+use sriov_host::sysfs::SysfsError;
 use sriov_host::uevent::{UeventError, UeventSocket};
 use sriov_host::vf::{VfIndex, VfSetting};
 use sriov_host::{Host, discover, driver, kernel, module, sriov};
 
 use super::{Machine, ObserveError, StepError};
+use crate::kubelet::{Kubelet, KubeletError};
 use crate::observed::Observed;
 use crate::plan::step::{Driver, Step, VFIO_PCI};
-use crate::store::{Store, VfLock};
+use crate::store::{Store, StoreError, VfLock};
 
 /// Longest wait for VFs after `sriov_numvfs` was written: drivers with many VFs need a while.
 const VFS_DEADLINE: Duration = Duration::from_mins(2);
@@ -35,12 +40,13 @@ const DRIVER_DEADLINE: Duration = Duration::from_secs(20);
 pub struct Linux {
     host: Host,
     store: Store,
+    kubelet: Kubelet,
 }
 
 impl Linux {
     /// The machine whose `/sys` is below `root`; netlink speaks to this process's network namespace, which must be the host's.
     pub fn new(root: &Path, store: Store) -> Self {
-        Self { host: Host::at(root), store }
+        Self { host: Host::at(root), store, kubelet: Kubelet::at(root) }
     }
 
     /// The files that outlive this process.
@@ -77,15 +83,24 @@ impl Linux {
             let vfs = discover::vf_addresses(&self.host, pf).map_err(refused)?;
             Ok(vfs.into_iter().find_map(|(index, address)| (index == vf).then_some(address)))
         };
-        let missing = || StepError::Refused(format!("PF {pf} shows no VF {vf} within {DRIVER_DEADLINE:?}"));
+        let missing = || StepError::refused(format!("PF {pf} shows no VF {vf} within {DRIVER_DEADLINE:?}"));
         wait(find)?.ok_or_else(missing)
+    }
+
+    /// Who uses VFs now, by the CNI's files and by the kubelet.
+    fn users(&self) -> Result<BTreeMap<PciAddress, String>, StepError> {
+        let mut users = self.store.vfs_in_use().map_err(refused)?;
+        users.extend(self.kubelet.devices().map_err(refused)?.into_iter().map(|(vf, held)| (vf, held.by)));
+        Ok(users)
     }
 
     /// The VF's address and its lock, unless a pod has it. While the lock is held the CNI gives the VF to nobody.
     fn free_vf(&self, pf: PciAddress, vf: VfIndex) -> Result<(PciAddress, VfLock), StepError> {
         let address = self.vf_address(pf, vf)?;
         let lock = self.lock(address)?;
-        let mut users: BTreeMap<PciAddress, String> = self.store.vfs_in_use().map_err(refused)?;
+        // A VF without a driver is in no pool, so that the kubelet has given it to nobody; it is not asked for each of many fresh ones.
+        let fresh = driver::current(&self.host, address).map_err(refused)?.is_none();
+        let mut users = if fresh { self.store.vfs_in_use().map_err(refused)? } else { self.users()? };
         match users.remove(&address) {
             Some(user) => Err(StepError::VfTaken { vf: address.to_string(), user }),
             None => Ok((address, lock)),
@@ -101,7 +116,7 @@ impl Linux {
     fn none_in_use(&self, pf: PciAddress) -> Result<Vec<VfLock>, StepError> {
         let vfs = discover::vf_addresses(&self.host, pf).map_err(refused)?;
         let locks = vfs.iter().map(|(_, address)| self.lock(*address)).collect::<Result<Vec<_>, _>>()?;
-        let users = self.store.vfs_in_use().map_err(refused)?;
+        let users = if locks.is_empty() { BTreeMap::new() } else { self.users()? };
         for (_, address) in vfs {
             if let Some(user) = users.get(&address) {
                 return Err(StepError::VfTaken { vf: address.to_string(), user: user.clone() });
@@ -134,12 +149,14 @@ impl Machine for Linux {
     fn observe(&self) -> Result<Observed, ObserveError> {
         let users =
             || self.store.vfs_in_use().map_err(|error| ObserveError::ReadState { what: "the CNI's journals".to_owned(), reason: error.to_string() });
+        let held = self.kubelet.devices().map_err(|error| ObserveError::ReadState { what: "who has VFs".to_owned(), reason: error.to_string() })?;
         // Read before and after: a pod that ends or starts during the look has its VF in one of them, whatever the look saw of it.
         let mut vfs_in_use = users()?;
         let survey = discover::survey(&self.host).map_err(|error| ObserveError::Discover(error.to_string()))?;
         vfs_in_use.append(&mut users()?);
         let faults = survey.faults.into_iter().map(|(pf, fault)| (pf, fault.to_string())).collect();
         let mut observed = Observed { inventory: survey.inventory, faults, vfs_in_use, machine_id: self.machine_id(), ..Observed::default() };
+        observed.add_held(held);
         for pf in &observed.inventory.pfs {
             if sriov::autoprobe(&self.host, pf.address).map_err(|error| ObserveError::Discover(error.to_string()))? == Some(false) {
                 observed.autoprobe_off.insert(pf.address);
@@ -147,11 +164,10 @@ impl Machine for Linux {
         }
         observed.vfio_pci_loaded = driver::is_loaded(&self.host, VFIO_PCI);
         observed.vfio_pci_loadable = !observed.vfio_pci_loaded && module::is_available(&self.host, VFIO_PCI);
+        let read = |what: &str, error: StoreError| ObserveError::ReadState { what: what.to_owned(), reason: error.to_string() };
+        observed.staged_rdma_mode = self.store.staged_rdma_mode().map_err(|error| read("the mode of RDMA devices", error))?;
         observed.has_namespaces = self.store.has_namespaces();
-        observed.records = self
-            .store
-            .records()
-            .map_err(|error| ObserveError::ReadState { what: "the records of configured PFs".to_owned(), reason: error.to_string() })?;
+        observed.records = self.store.records().map_err(|error| read("the records of configured PFs", error))?;
         Ok(observed)
     }
 
@@ -163,6 +179,7 @@ impl Machine for Linux {
             Step::SetNumVfs { pf, to, .. } => self.set_numvfs(*pf, *to),
             Step::LoadModule { module } => module::load(&self.host, module).map_err(refused),
             Step::SetRdmaMode { mode } => Rdma::open().and_then(|rdma| rdma.set_mode(*mode)).map_err(refused),
+            Step::StageRdmaMode { mode } => self.store.stage_rdma_mode(*mode).map_err(refused),
             Step::SetEswitchMode { pf, mode } => {
                 let _locks = self.none_in_use(*pf)?;
                 Devlink::open().and_then(|devlink| devlink.set_eswitch_mode(&(*pf).into(), *mode)).map_err(refused)
@@ -197,7 +214,7 @@ fn wait<T>(mut find: impl FnMut() -> Result<Option<T>, StepError>) -> Result<Opt
 
 fn netdev(route: &Route, address: PciAddress) -> Result<Netdev, StepError> {
     let find = || Ok(route.link_by_pci(address).map_err(refused)?.map(|link| link.netdev));
-    let missing = || StepError::Refused(format!("{address} has no netdev in this network namespace within {DRIVER_DEADLINE:?}"));
+    let missing = || StepError::refused(format!("{address} has no netdev in this network namespace within {DRIVER_DEADLINE:?}"));
     wait(find)?.ok_or_else(missing)
 }
 
@@ -247,19 +264,77 @@ fn change_netdev(address: PciAddress, change: &LinkChange<'_>) -> Result<(), Ste
 
 impl From<UeventError> for StepError {
     fn from(error: UeventError) -> Self {
-        Self::Refused(error.to_string())
+        Self::refused(error.to_string())
     }
 }
 
-fn refused(error: impl std::fmt::Display) -> StepError {
-    StepError::Refused(error.to_string())
+/// What the kernel or the file system said; its number decides how soon it is worth another try.
+fn refused<E: Answer>(error: E) -> StepError {
+    StepError::Refused { errno: error.errno(), said: error.to_string() }
+}
+
+/// An error that may carry the kernel's number.
+trait Answer: std::fmt::Display {
+    fn errno(&self) -> Option<i32> {
+        None
+    }
+}
+
+impl Answer for UeventError {}
+impl Answer for DiscoverError {}
+impl Answer for KubeletError {}
+
+impl Answer for SysfsError {
+    fn errno(&self) -> Option<i32> {
+        Self::errno(self)
+    }
+}
+
+impl Answer for SriovError {
+    fn errno(&self) -> Option<i32> {
+        Self::errno(self)
+    }
+}
+
+impl Answer for &SriovError {
+    fn errno(&self) -> Option<i32> {
+        SriovError::errno(self)
+    }
+}
+
+impl Answer for DriverError {
+    fn errno(&self) -> Option<i32> {
+        // A driver or a setting that is missing is not there a second later either.
+        let missing = matches!(self, Self::MissingDriver { .. } | Self::AutoprobeOff { .. });
+        Self::errno(self).or(missing.then_some(Errno::NODEV.raw_os_error()))
+    }
+}
+
+impl Answer for ModuleError {
+    fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Load { cause, .. } => cause.raw_os_error(),
+            Self::Missing { .. } => Some(Errno::NODEV.raw_os_error()),
+            _ => None,
+        }
+    }
+}
+
+impl Answer for NetlinkError {
+    fn errno(&self) -> Option<i32> {
+        Some(Self::errno(self))
+    }
+}
+
+impl Answer for StoreError {
+    fn errno(&self) -> Option<i32> {
+        Self::errno(self)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::io;
-
-    use sriov_host::sysfs::SysfsError;
 
     use super::*;
 
@@ -276,6 +351,6 @@ mod tests {
         assert!(said.contains("cannot give PF 0000:01:00.0 8 VFs") && said.contains("put  pci=realloc  on"), "{said}");
         let said = no_vfs(&error(Errno::NOMEM), "quiet pci=noaer,realloc").to_string();
         assert!(said.contains("although the kernel was told pci=realloc"), "{said}");
-        assert!(matches!(no_vfs(&error(Errno::BUSY), ""), StepError::Refused(_)));
+        assert!(matches!(no_vfs(&error(Errno::BUSY), ""), StepError::Refused { .. }));
     }
 }

@@ -128,13 +128,13 @@ impl Sim {
     fn set_numvfs(&self, state: &mut Observed, pf: PciAddress, to: u16) -> Result<(), StepError> {
         let autoprobe = !state.autoprobe_off.contains(&pf);
         let in_use: Vec<PciAddress> = state.vfs_in_use.keys().copied().collect();
-        let found = state.inventory.pfs.iter_mut().find(|p| p.address == pf).ok_or_else(|| StepError::Refused("no such PF".to_owned()))?;
+        let found = state.inventory.pfs.iter_mut().find(|p| p.address == pf).ok_or_else(|| StepError::refused("no such PF"))?;
         if to > found.totalvfs {
-            return Err(StepError::Refused("ERANGE".to_owned()));
+            return Err(StepError::refused("ERANGE"));
         }
         if found.numvfs > 0 && to > 0 {
             self.crime(format!("{pf}: numvfs {} to {to} without 0 between", found.numvfs));
-            return Err(StepError::Refused("EBUSY".to_owned()));
+            return Err(StepError::refused("EBUSY"));
         }
         for vf in found.vfs.iter().filter(|vf| in_use.contains(&vf.address) || !vf.facts.uses.is_empty()) {
             self.crime(format!("VF {} removed while in use", vf.address));
@@ -163,13 +163,13 @@ impl Sim {
         let mut notes = self.notes();
         if to > 0 && std::mem::take(&mut notes.late) {
             notes.hidden = true;
-            return Err(StepError::Refused("the VFs did not appear in time".to_owned()));
+            return Err(StepError::refused("the VFs did not appear in time"));
         }
         Ok(())
     }
 
     fn set_eswitch(&self, state: &mut Observed, pf: PciAddress, mode: EswitchMode) -> Result<(), StepError> {
-        let found = state.inventory.pfs.iter_mut().find(|p| p.address == pf).ok_or_else(|| StepError::Refused("no such PF".to_owned()))?;
+        let found = state.inventory.pfs.iter_mut().find(|p| p.address == pf).ok_or_else(|| StepError::refused("no such PF"))?;
         if found.eswitch_mode == mode {
             return Ok(());
         }
@@ -184,7 +184,7 @@ impl Sim {
         };
         if wrong {
             self.crime(format!("{pf}: eswitch mode {mode:?} set at the wrong time"));
-            return Err(StepError::Refused("EOPNOTSUPP".to_owned()));
+            return Err(StepError::refused("EOPNOTSUPP"));
         }
         found.eswitch_mode = mode;
         Ok(())
@@ -195,28 +195,28 @@ impl Sim {
         let autoprobe = !state.autoprobe_off.contains(&address);
         let in_use = state.vfs_in_use.clone();
         let pf = state.inventory.pfs.iter_mut().find(|p| p.address == address);
-        let vf = pf.and_then(|pf| pf.vfs.iter_mut().find(|vf| vf.index == index)).ok_or_else(|| StepError::Refused("no such VF".to_owned()))?;
+        let vf = pf.and_then(|pf| pf.vfs.iter_mut().find(|vf| vf.index == index)).ok_or_else(|| StepError::refused("no such VF"))?;
         if in_use.contains_key(&vf.address) || !vf.facts.uses.is_empty() {
             self.crime(format!("VF {} changed while in use: {step}", vf.address));
         }
         match step {
             Step::SetAdminMac { mac, .. } => match &mut vf.attributes {
                 Some(attributes) => attributes.mac = *mac,
-                None => return Err(StepError::Refused("EOPNOTSUPP".to_owned())),
+                None => return Err(StepError::refused("EOPNOTSUPP")),
             },
             Step::BindDriver { driver: Driver::VfioPci, .. } => {
                 vf.netdev = None;
                 vf.driver = Some(VFIO_PCI.to_owned());
             }
             Step::BindDriver { driver: Driver::KernelDefault, .. } if !autoprobe => {
-                return Err(StepError::Refused("ENODEV: autoprobe is off".to_owned()));
+                return Err(StepError::refused("ENODEV: autoprobe is off"));
             }
             Step::BindDriver { driver: Driver::KernelDefault, .. } => self.probe(vf),
             Step::SetVfMtu { mtu, .. } => match &mut vf.netdev {
                 Some(netdev) => netdev.mtu = *mtu,
-                None => return Err(StepError::Refused("ENODEV".to_owned())),
+                None => return Err(StepError::refused("ENODEV")),
             },
-            _ => return Err(StepError::Refused("not a VF step".to_owned())),
+            _ => return Err(StepError::refused("not a VF step")),
         }
         Ok(())
     }
@@ -233,7 +233,7 @@ impl Machine for Sim {
 
     fn perform(&self, step: &Step) -> Result<(), StepError> {
         if self.begin(&step.to_string()) {
-            return Err(StepError::Refused("told to fail".to_owned()));
+            return Err(StepError::refused("told to fail"));
         }
         let mut state = self.state.lock().unwrap();
         if let Some(vf) = step.vf() {
@@ -247,10 +247,11 @@ impl Machine for Sim {
             Step::SetNumVfs { pf, to, .. } => return self.set_numvfs(&mut state, *pf, *to),
             Step::SetEswitchMode { pf, mode } => return self.set_eswitch(&mut state, *pf, *mode),
             Step::LoadModule { module } if module == VFIO_PCI => state.vfio_pci_loaded = true,
+            Step::StageRdmaMode { mode } => state.staged_rdma_mode = *mode,
             Step::SetRdmaMode { mode } => state.inventory.kernel.rdma_mode = Some(*mode),
             Step::SetPfUp { pf } | Step::SetPfMtu { pf, .. } => {
                 let found = state.inventory.pfs.iter_mut().find(|p| p.address == *pf).and_then(|p| p.netdev.as_mut());
-                let netdev = found.ok_or_else(|| StepError::Refused("ENODEV".to_owned()))?;
+                let netdev = found.ok_or_else(|| StepError::refused("ENODEV"))?;
                 match step {
                     Step::SetPfMtu { to, .. } => netdev.mtu = *to,
                     _ => netdev.admin_up = true,

@@ -102,8 +102,13 @@ pub(crate) async fn watch_supported_nics(api: Api<ConfigMap>, inputs: Sender<Inp
 }
 
 /// Watches the operator configuration; never ends.
-pub(crate) async fn watch_operator_config(api: Api<SriovOperatorConfig>, inputs: Sender<Inputs>) {
-    let take = |object: Option<SriovOperatorConfig>| {
+pub(crate) async fn watch_operator_config(api: Api<SriovOperatorConfig>, inputs: Sender<Inputs>, set_log_level: fn(Option<i64>)) {
+    let mut known = None;
+    let take = move |object: Option<SriovOperatorConfig>| {
+        let level = object.as_ref().and_then(|config| config.spec.log_level);
+        if known.replace(level) != Some(level) {
+            set_log_level(level);
+        }
         let drains = !object.is_some_and(|config| config.spec.disable_drain);
         inputs.send_if_modified(|inputs| inputs.drains.replace(drains) != Some(drains));
     };

@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use crate::machine::Cure;
+
 /// What is tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Retry {
@@ -15,6 +17,18 @@ pub(crate) enum Retry {
     Observe,
     /// The status could not be written.
     Publish,
+    /// A step failed that time alone does not cure.
+    Change,
+}
+
+impl From<Cure> for Retry {
+    fn from(cure: Cure) -> Self {
+        match cure {
+            Cure::Time => Self::Step,
+            Cure::Leave => Self::VfsInUse,
+            Cure::Change => Self::Change,
+        }
+    }
 }
 
 /// Counts the tries of one kind.
@@ -33,6 +47,7 @@ impl Backoff {
         let (first, limit) = match kind {
             Retry::Step | Retry::Observe | Retry::Publish => (Duration::from_secs(1), Duration::from_mins(1)),
             Retry::VfsInUse => (Duration::from_secs(2), Duration::from_secs(30)),
+            Retry::Change => (Duration::from_secs(40), Duration::from_mins(10)),
         };
         let wait = first.saturating_mul(1 << self.tries.min(10)).min(limit);
         self.tries += 1;

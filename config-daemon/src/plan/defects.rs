@@ -1,15 +1,18 @@
 //! Pure (tests): what the field's program was seen to do to nodes, and this one must never do. The letters are those of the list of defects that the
 //! names of these tests stand for; those about the cluster side, the status or the disk are tested where that code is.
 
-use sriov_host::inventory::RdmaMode;
+use sriov_host::inventory::{EswitchMode, Iommu, RdmaMode};
 
 use super::disruption::Disruption;
 use super::refusal::Reason;
 use super::{Plan, plan};
 use crate::apply::apply;
 use crate::desired::Desired;
+use crate::kubelet::Held;
 use crate::machine::Machine as _;
 use crate::machine::sim::Sim;
+use crate::plan::step::Step;
+use crate::pools::pools;
 
 const PF: &str = "0000:01:00.0";
 const OTHER: &str = "0000:02:00.0";
@@ -66,12 +69,53 @@ fn b3_a_reboot_is_never_asked_for_what_a_reboot_cannot_bring() {
 }
 
 #[test]
+fn b3_a_reboot_that_was_made_is_never_asked_for_again_for_what_the_kernel_was_then_told() {
+    let sim = Sim::with_pfs(&[PF]);
+    let kernel = |running: &str, staged: &str| {
+        sim.change(|state| {
+            state.inventory.iommu = Iommu { active: false, command_line: running.to_owned() };
+            state.inventory.kernel.staged = vec![staged.to_owned()];
+        });
+        now(&sim, &one(1, "", ", deviceType: vfio-pci"))
+    };
+    let before = kernel("quiet", "quiet intel_iommu=on");
+    assert_eq!((before.disruption.as_str(), before.refusals[0].reason, before.steps.len()), ("Reboot", Reason::RebootRequired, 0), "{before}");
+    let after = kernel("quiet intel_iommu=on", "quiet intel_iommu=on");
+    assert_eq!((after.disruption, after.refusals[0].reason), (Disruption::None, Reason::IommuInactive), "firmware has it off");
+    assert_eq!(kernel("quiet", "quiet").disruption, Disruption::None, "a reboot would bring the same again");
+}
+
+#[test]
 fn b5_an_rdma_mode_that_nobody_asks_for_is_never_changed() {
     let sim = Sim::with_pfs(&[PF]);
     sim.change(|state| state.inventory.kernel.rdma_mode = Some(RdmaMode::Exclusive));
     for wish in ["policyRevision: r", "policyRevision: r\nsystem: {}", "policyRevision: r\nsystem: {rdmaMode: ''}"] {
         assert!(now(&sim, &desired(wish)).is_empty(), "{wish}");
     }
+}
+
+#[test]
+fn b5_an_administrators_own_setting_of_the_rdma_mode_is_never_removed_and_ours_is() {
+    let sim = Sim::with_pfs(&[PF]);
+    sim.change(|state| state.inventory.kernel.rdma_mode = Some(RdmaMode::Exclusive));
+    let nobody = desired("policyRevision: r");
+    assert!(now(&sim, &nobody).is_empty(), "their file is not looked at");
+    sim.change(|state| state.staged_rdma_mode = Some(RdmaMode::Exclusive));
+    let planned = now(&sim, &nobody);
+    assert_eq!((lines(&planned).len(), planned.disruption), (1, Disruption::None), "ours goes, and nothing is rebooted");
+    let unknown = desired("policyRevision: r\nsystem: {rdmaMode: mine}");
+    assert!(now(&sim, &unknown).steps.is_empty(), "a word that is not understood takes nothing away");
+}
+
+#[test]
+fn b8_a_range_behind_an_alternative_name_never_becomes_the_whole_pf() {
+    let sim = Sim::with_pfs(&[PF]);
+    sim.change(|state| state.inventory.pfs[0].netdev.as_mut().unwrap().alt_names.push("enp1s0np0".to_owned()));
+    let policy = "kind: SriovNetworkNodePolicy\nmetadata: {name: p}\n\
+                  spec: {resourceName: r, nodeSelector: {}, nicSelector: {pfNames: ['enp1s0np0#2-3']}, numVfs: 4, deviceType: vfio-pci}";
+    let wish = crate::wish::read(policy, None, &sim.observe().unwrap()).unwrap().desired;
+    let userspace: Vec<String> = lines(&now(&sim, &wish)).into_iter().filter(|line| line.contains("vfio-pci")).collect();
+    assert_eq!(userspace, [format!("{PF} vf 2: bind to vfio-pci"), format!("{PF} vf 3: bind to vfio-pci")]);
 }
 
 #[test]
@@ -137,6 +181,22 @@ fn b15_externally_managed_vfs_that_are_right_never_cost_anything() {
 }
 
 #[test]
+fn b17_a_vf_that_the_kubelet_counts_to_a_pod_is_never_taken_from_it() {
+    // Init containers, limits and ResourceClaims alike: what counts is what the kubelet gave. No CNI journal tells of a pod that uses vfio.
+    let sim = machine(&one(2, "", ", deviceType: vfio-pci"));
+    let held = Held { by: "pod red/dpdk".to_owned(), resource: "openshift.io/r".to_owned() };
+    sim.change(|state| state.add_held([("0000:01:10.2".parse().unwrap(), held)].into()));
+    for wish in [one(4, "", ", deviceType: vfio-pci"), one(2, "", ""), desired("policyRevision: gone")] {
+        let planned = now(&sim, &wish);
+        let touches = |step: &Step| step.vf().is_some_and(|vf| vf.0 == 1) || matches!(step, Step::SetNumVfs { .. });
+        assert!(!planned.steps.iter().any(touches), "{planned}");
+        assert_eq!((planned.disruption.as_str(), planned.disruption.vfs().len()), ("EvictPods", 1), "{planned}");
+        apply(&sim, &planned);
+        assert_eq!(sim.crimes(), Vec::<String>::new());
+    }
+}
+
+#[test]
 fn b25_functions_of_one_card_never_share_a_fate() {
     let card: Vec<String> = (0..4).map(|function| format!("0000:01:00.{function}")).collect();
     let names: Vec<&str> = card.iter().map(String::as_str).collect();
@@ -147,6 +207,55 @@ fn b25_functions_of_one_card_never_share_a_fate() {
     apply(&sim, &now(&sim, &wish));
     let numvfs: Vec<u16> = sim.observe().unwrap().inventory.pfs.iter().map(|pf| pf.numvfs).collect();
     assert_eq!(numvfs, [1, 1, 0, 1]);
+}
+
+#[test]
+fn b26_a_policy_without_priority_never_wins_by_saying_nothing() {
+    let sim = Sim::with_pfs(&[PF]);
+    let policy = |name: &str, numvfs: u16, more: &str| {
+        format!(
+            "---\nkind: SriovNetworkNodePolicy\nmetadata: {{name: {name}}}\nspec: {{resourceName: r, nodeSelector: {{}}, nicSelector: {{vendor: '8086'}}, \
+             numVfs: {numvfs}{more}}}\n"
+        )
+    };
+    let file = policy("silent", 2, "") + &policy("strong", 3, ", priority: 10");
+    let wish = crate::wish::read(&file, None, &sim.observe().unwrap()).unwrap().desired;
+    assert!(now(&sim, &wish).to_string().contains("create 3 VFs"), "{}", now(&sim, &wish));
+}
+
+#[test]
+fn b27_vfs_are_never_offered_before_they_are_there() {
+    let (sim, wish) = (Sim::with_pfs(&[PF]), one(2, "", ""));
+    let offered = |sim: &Sim| {
+        let observed = sim.observe().unwrap();
+        pools(&wish, &observed, &plan(&wish, &observed)).vfs().len()
+    };
+    for step in &now(&sim, &wish).steps {
+        assert!(offered(&sim) < 2, "before: {step}");
+        sim.perform(step).unwrap();
+    }
+    assert_eq!(offered(&sim), 2);
+}
+
+#[test]
+fn b30_policies_that_fight_for_a_pf_are_never_decided_by_luck() {
+    let policy = |name: &str, mode: &str, priority: u8| {
+        format!(
+            "---\nkind: SriovNetworkNodePolicy\nmetadata: {{name: {name}}}\nspec: {{resourceName: {name}, nodeSelector: {{}}, numVfs: 4, priority: {priority}, \
+             eSwitchMode: {mode}, nicSelector: {{rootDevices: ['{PF}']}}}}\n"
+        )
+    };
+    for (a, b, mode) in [(10, 20, EswitchMode::Switchdev), (20, 10, EswitchMode::Legacy)] {
+        let sim = Sim::with_pfs(&[PF]);
+        sim.change(|state| state.inventory.pfs[0].driver = Some("mlx5_core".to_owned()));
+        let (one, other) = (policy("one", "switchdev", a), policy("other", "legacy", b));
+        let read = |file: String| crate::wish::read(&file, None, &sim.observe().unwrap()).unwrap().desired;
+        let wish = read(format!("{one}{other}"));
+        assert_eq!(wish, read(format!("{other}{one}")), "the order in which they are told does not matter");
+        apply(&sim, &now(&sim, &wish));
+        assert!(now(&sim, &wish).is_empty(), "one of them wins for good: {}", now(&sim, &wish));
+        assert_eq!(sim.observe().unwrap().inventory.pfs[0].eswitch_mode, mode);
+    }
 }
 
 #[test]

@@ -113,7 +113,9 @@ pub(crate) fn check<'a>(wish: &DesiredPf, observed: &'a Observed) -> Result<&'a 
     if pf.driver.is_none() {
         return refuse(Reason::PfWithoutDriver, "no driver is bound, so it cannot have VFs: load its kernel driver".to_owned());
     }
-    if let Some((reason, said)) = wrong_count(wish, pf).or_else(|| wrong_link(wish, pf)).or_else(|| no_vfio(wish, observed)) {
+    if let Some((reason, said)) =
+        wrong_count(wish, pf).or_else(|| wrong_link(wish, pf)).or_else(|| no_vfio(wish, observed)).or_else(|| no_space(wish, pf, observed))
+    {
         return refuse(reason, said);
     }
     Ok(pf)
@@ -199,8 +201,31 @@ fn wrong_link(wish: &DesiredPf, pf: &Pf) -> Option<(Reason, String)> {
     None
 }
 
+/// Told only where the next boot cures it; otherwise the attempt is made, and the kernel's answer told with its cure.
+fn no_space(wish: &DesiredPf, pf: &Pf, observed: &Observed) -> Option<(Reason, String)> {
+    let comes = || iommu::realloc_comes_with_the_next_boot(&observed.inventory.kernel, &observed.inventory.iommu.command_line);
+    if wish.numvfs == 0 || pf.numvfs > 0 || pf.facts.vf_space != Some(false) || !comes() {
+        return None;
+    }
+    let said = format!(
+        "{} asks for VFs, for which the firmware left no address space; the boot loader's configuration has pci=realloc and the running kernel was \
+         started without: this node is drained and rebooted for it, once",
+        wish.policies()
+    );
+    Some((Reason::RebootRequired, said))
+}
+
 fn no_vfio(wish: &DesiredPf, observed: &Observed) -> Option<(Reason, String)> {
     let group = wish.groups.iter().find(|g| g.device_type == DeviceType::VfioPci)?;
+    let kernel = &observed.inventory.kernel;
+    if !observed.inventory.iommu.active && iommu::comes_with_the_next_boot(kernel, &observed.inventory.iommu.command_line) {
+        let said = format!(
+            "policy {:?} asks for {VFIO_PCI}, which needs an IOMMU; the boot loader's configuration switches it on and the running kernel was started \
+             without: this node is drained and rebooted for it, once",
+            group.policy_name
+        );
+        return Some((Reason::RebootRequired, said));
+    }
     if !observed.inventory.iommu.active {
         let said = format!(
             "policy {:?} asks for {VFIO_PCI}, which needs an IOMMU, and none is active on this machine: {}",

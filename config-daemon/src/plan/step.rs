@@ -72,6 +72,11 @@ pub enum Step {
         /// The mode.
         mode: RdmaMode,
     },
+    /// Write, or with `None` delete, the file of ours by which RDMA devices have a mode from the next boot on.
+    StageRdmaMode {
+        /// The mode.
+        mode: Option<RdmaMode>,
+    },
     /// Set the mode of the PF's embedded switch.
     SetEswitchMode {
         /// The PF.
@@ -152,7 +157,7 @@ impl Step {
     /// The PF that the step changes, or whose VF it changes; `None` for a step of the whole machine.
     pub fn pf(&self) -> Option<PciAddress> {
         match self {
-            Self::LoadModule { .. } | Self::SetRdmaMode { .. } => None,
+            Self::LoadModule { .. } | Self::SetRdmaMode { .. } | Self::StageRdmaMode { .. } => None,
             Self::RecordOwnership { pf, .. }
             | Self::SetAutoprobe { pf, .. }
             | Self::SetNumVfs { pf, .. }
@@ -173,6 +178,7 @@ impl Step {
         match self {
             Self::LoadModule { .. } => "LoadModule",
             Self::SetRdmaMode { .. } => "SetRdmaMode",
+            Self::StageRdmaMode { .. } => "StageRdmaMode",
             Self::RecordOwnership { .. } => "RecordOwnership",
             Self::SetAutoprobe { .. } => "SetAutoprobe",
             Self::SetNumVfs { .. } => "SetNumVfs",
@@ -218,6 +224,12 @@ impl fmt::Display for Step {
         match self {
             Self::LoadModule { module } => write!(f, ": load kernel module {module}"),
             Self::SetRdmaMode { mode } => write!(f, ": set the network namespace mode of RDMA devices to {}", mode.as_str()),
+            Self::StageRdmaMode { mode: Some(mode) } => {
+                write!(f, ": give RDMA devices the mode {} from the next boot on (/etc/modprobe.d)", mode.as_str())
+            }
+            Self::StageRdmaMode { mode: None } => {
+                write!(f, ": leave the mode of RDMA devices to the machine from the next boot on (/etc/modprobe.d)")
+            }
             Self::SetEswitchMode { mode, .. } => write!(f, ": set eswitch mode {}", mode_word(*mode)),
             Self::EnableOffload { .. } => write!(f, ": let the hardware take over flows (hw-tc-offload on)"),
             Self::SetSteering { mode, .. } => write!(f, ": set flow_steering_mode {mode}"),
