@@ -116,7 +116,7 @@ pub(crate) struct Socket {
     sequence: Cell<u32>,
 }
 
-/// Answers are at most this long in one piece: VF lists reach 64 KiB. A longer one makes the buffer grow.
+/// Most answers are shorter in one piece; lists of VFs reach 64 KiB and more. A longer one makes the buffer grow.
 const RECEIVE_BUFFER_BYTES: usize = 64 * 1024;
 
 /// How often a dump that was disturbed by a change is asked again. Links come and go all the time on a busy node.
@@ -128,19 +128,32 @@ const NLMSGERR_ATTR_MSG: u16 = 1;
 /// Length of `struct nlmsghdr`.
 const NLMSG_HEADER_LEN: usize = 16;
 
+/// How the answer to a request ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// With an acknowledgement, after any number of messages.
+    Acknowledgement,
+    /// With the one message that was asked for, or an error.
+    Message,
+    /// With `NLMSG_DONE`, after any number of messages.
+    Done,
+}
+
 enum Collected {
     Complete(Vec<Reply>),
+    /// Something changed while a dump ran.
     Interrupted,
+    /// A message was longer than the buffer: this many bytes.
+    Longer(usize),
 }
 
 impl Socket {
     /// Opens a socket of this netlink protocol in the calling thread's network namespace.
     pub(crate) fn open(protocol: isize) -> Result<Self, NetlinkError> {
         let open = || {
-            let mut inner = netlink_sys::Socket::new(protocol)?;
-            inner.bind_auto()?;
+            // The kernel binds it when it is first sent on.
+            let inner = netlink_sys::Socket::new(protocol)?;
             inner.set_ext_ack(true)?;
-            inner.set_cap_ack(true)?;
             Ok(Self { inner, sequence: Cell::new(0) })
         };
         open().map_err(|error| Subject::new("open a socket", format!("netlink protocol {protocol}")).failed(&error))
@@ -153,10 +166,25 @@ impl Socket {
 
     /// Sends a request and returns its answers in order.
     pub(crate) fn request<M: NetlinkSerializable>(&self, subject: &Subject, flags: u16, message: &M) -> Result<Vec<Reply>, NetlinkError> {
+        // A dump ends with NLMSG_DONE, all else with an acknowledgement.
+        let (flags, ending) = if flags & NLM_F_DUMP == NLM_F_DUMP { (flags, Ending::Done) } else { (flags | NLM_F_ACK, Ending::Acknowledgement) };
+        self.exchange(subject, flags, message, ending)
+    }
+
+    /// Sends a request that is answered by one message, which needs no acknowledgement: two system calls in all.
+    pub(crate) fn get<M: NetlinkSerializable>(&self, subject: &Subject, message: &M) -> Result<Reply, NetlinkError> {
+        self.exchange(subject, 0, message, Ending::Message)?.pop().ok_or_else(|| subject.unreadable())
+    }
+
+    fn exchange<M: NetlinkSerializable>(&self, subject: &Subject, flags: u16, message: &M, ending: Ending) -> Result<Vec<Reply>, NetlinkError> {
+        let mut bytes = Vec::with_capacity(RECEIVE_BUFFER_BYTES);
         for _ in 0..DUMP_ATTEMPTS {
             let sequence = self.send(subject, flags, message)?;
-            if let Collected::Complete(replies) = self.collect(subject, sequence)? {
-                return Ok(replies);
+            match self.collect(subject, sequence, ending, &mut bytes)? {
+                Collected::Complete(replies) => return Ok(replies),
+                Collected::Interrupted => {}
+                // Only what is read is long, so that asking again changes nothing.
+                Collected::Longer(length) => bytes = Vec::with_capacity(length.next_power_of_two()),
             }
         }
         Err(subject.refused(Errno::INTR.raw_os_error(), Some(format!("the list changed during each of {DUMP_ATTEMPTS} attempts to read it"))))
@@ -165,8 +193,7 @@ impl Socket {
     fn send<M: NetlinkSerializable>(&self, subject: &Subject, flags: u16, message: &M) -> Result<u32, NetlinkError> {
         let sequence = self.sequence.get().wrapping_add(1);
         self.sequence.set(sequence);
-        // A dump ends with NLMSG_DONE, all else with an acknowledgement.
-        let flags = NLM_F_REQUEST | flags | if flags & NLM_F_DUMP == NLM_F_DUMP { 0 } else { NLM_F_ACK };
+        let flags = NLM_F_REQUEST | flags;
         let length = NLMSG_HEADER_LEN + message.buffer_len();
         let mut bytes = Vec::with_capacity(length);
         bytes.extend_from_slice(&u32::try_from(length).map_err(|_| subject.unreadable())?.to_ne_bytes());
@@ -179,18 +206,23 @@ impl Socket {
         Ok(sequence)
     }
 
-    fn collect(&self, subject: &Subject, sequence: u32) -> Result<Collected, NetlinkError> {
+    fn collect(&self, subject: &Subject, sequence: u32, ending: Ending, bytes: &mut Vec<u8>) -> Result<Collected, NetlinkError> {
         let mut replies = Vec::new();
         let mut interrupted = false;
-        let mut bytes = Vec::with_capacity(RECEIVE_BUFFER_BYTES);
+        let mut longer = None;
         loop {
-            let sender = self.receive(&mut bytes).map_err(|error| subject.failed(&error))?;
+            let (length, sender) = self.receive(ending, bytes).map_err(|error| subject.failed(&error))?;
             if sender.port_number() != 0 {
                 continue; // Only the kernel, port 0, may answer; any local process can send to this socket.
             }
+            if length > bytes.len() {
+                longer = Some(length);
+            }
             let mut rest = bytes.as_slice();
             while !rest.is_empty() {
-                let message = NetlinkBuffer::new_checked(rest).map_err(|_| subject.unreadable())?;
+                // One message a datagram but for dumps, of which none is cut off.
+                let message =
+                    if longer.is_some() { NetlinkBuffer::new(rest) } else { NetlinkBuffer::new_checked(rest).map_err(|_| subject.unreadable())? };
                 let length = usize::try_from(message.length()).unwrap_or(usize::MAX).next_multiple_of(4).clamp(NLMSG_HEADER_LEN, rest.len());
                 rest = &rest[length..];
                 if message.sequence_number() != sequence {
@@ -200,23 +232,38 @@ impl Socket {
                 match message.message_type() {
                     NLMSG_ERROR | NLMSG_DONE => {
                         end(subject, &message)?;
-                        return Ok(if interrupted { Collected::Interrupted } else { Collected::Complete(replies) });
+                        return Ok(collected(replies, interrupted, longer));
                     }
+                    _ if longer.is_some() => {}
                     _ => replies.push(Reply { payload: message.payload().to_vec() }),
+                }
+                if ending == Ending::Message {
+                    return Ok(collected(replies, interrupted, longer));
                 }
             }
         }
     }
 
-    /// Reads one datagram, whole, into `bytes`.
-    fn receive(&self, bytes: &mut Vec<u8>) -> io::Result<SocketAddr> {
-        let peek = RecvFlags::PEEK.union(RecvFlags::TRUNC).bits().cast_signed();
+    /// Reads one datagram into `bytes` and tells its real length. A datagram of a dump is looked at first, so that it is whole: asking again is no
+    /// way out, because the rest of the dump would still come.
+    fn receive(&self, ending: Ending, bytes: &mut Vec<u8>) -> io::Result<(usize, SocketAddr)> {
+        let [peek, real_length] = [RecvFlags::PEEK.union(RecvFlags::TRUNC), RecvFlags::TRUNC].map(|flags| flags.bits().cast_signed());
+        if ending == Ending::Done {
+            bytes.clear();
+            let (length, _) = retry(|| self.inner.recv_from(bytes, peek))?;
+            bytes.clear();
+            bytes.reserve(length);
+        }
         bytes.clear();
-        let (length, _) = retry(|| self.inner.recv_from(bytes, peek))?;
-        bytes.clear();
-        bytes.reserve(length);
-        let (_, sender) = retry(|| self.inner.recv_from(bytes, 0))?;
-        Ok(sender)
+        retry(|| self.inner.recv_from(bytes, real_length))
+    }
+}
+
+fn collected(replies: Vec<Reply>, interrupted: bool, longer: Option<usize>) -> Collected {
+    match longer {
+        Some(length) => Collected::Longer(length),
+        None if interrupted => Collected::Interrupted,
+        None => Collected::Complete(replies),
     }
 }
 

@@ -1,7 +1,7 @@
 //! I/O: network namespaces: open, name by identity, run something inside.
 //!
-//! Invariant: a namespace belongs to a thread. Nothing here moves the calling thread; work inside runs on a thread of its own, which ends
-//! with it.
+//! Invariant: a namespace belongs to a thread. Whatever happens inside, the calling thread is back where it was when a function returns; a process
+//! that could not bring it back ends.
 
 use std::fs::File;
 use std::io;
@@ -42,7 +42,7 @@ pub enum NetNsError {
         /// The path.
         path: PathBuf,
     },
-    /// `setns(2)` or the thread for it failed.
+    /// `setns(2)` failed.
     #[error("cannot enter the network namespace {path}: {cause}")]
     Enter {
         /// The namespace.
@@ -81,7 +81,7 @@ impl NetNs {
 
     /// The calling thread's namespace.
     pub fn current() -> Result<Self, NetNsError> {
-        Self::open("/proc/thread-self/ns/net")
+        Self::open(OWN_NETNS)
     }
 
     /// Its identity.
@@ -95,17 +95,32 @@ impl NetNs {
         &self.path
     }
 
-    /// Runs `work` inside, on a fresh thread, and returns its result. A panic in `work` goes on in the caller.
-    pub fn run_in<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NetNsError> {
-        let enter = |cause: io::Error| NetNsError::Enter { path: self.path.clone(), cause };
-        std::thread::scope(|scope| {
-            let inside = || {
-                rustix::thread::move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))?;
-                Ok(work())
-            };
-            let thread = std::thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, inside).map_err(enter)?;
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(|errno: rustix::io::Errno| enter(errno.into()))
-        })
+    /// Runs `work` with the calling thread inside and returns its result. Threads that `work` starts are inside for good. A panic in `work` goes on
+    /// outside.
+    pub fn run_in<T>(&self, work: impl FnOnce() -> T) -> Result<T, NetNsError> {
+        let outside = sysfs::open(Path::new(OWN_NETNS))?;
+        enter(&self.file).map_err(|cause| NetNsError::Enter { path: self.path.clone(), cause })?;
+        let _return = Return(outside);
+        Ok(work())
+    }
+}
+
+/// The calling thread's namespace.
+const OWN_NETNS: &str = "/proc/thread-self/ns/net";
+
+fn enter(netns: &File) -> io::Result<()> {
+    Ok(rustix::thread::move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?)
+}
+
+/// Brings the thread back to this namespace, also when the work inside panics.
+struct Return(File);
+
+impl Drop for Return {
+    fn drop(&mut self) {
+        // Who may enter one namespace may enter the other. If that is ever not so, all that this thread did next would be done to a container.
+        if enter(&self.0).is_err() {
+            std::process::abort();
+        }
     }
 }
 
@@ -158,7 +173,9 @@ mod tests {
     #[test]
     fn a_panic_inside_reaches_the_caller() {
         let netns = new_netns().unwrap();
+        let before = NetNs::current().unwrap().id().unwrap();
         let result = std::panic::catch_unwind(|| netns.run_in(|| panic!("inside")));
         assert!(result.is_err());
+        assert_eq!(NetNs::current().unwrap().id().unwrap(), before, "the caller is back");
     }
 }

@@ -103,7 +103,7 @@ impl Sysfs {
     /// The text of a file without surrounding white space.
     pub fn read(&self, path: impl AsRef<Path>) -> Result<String, SysfsError> {
         let path = self.resolve(path);
-        match fs::read(&path) {
+        match read_whole(&path) {
             Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).trim().to_owned()),
             Err(cause) => Err(SysfsError::Read { path, cause }),
         }
@@ -211,6 +211,14 @@ impl Folder {
         };
         unless_gone(list().map_err(|cause: Errno| SysfsError::List { path: self.path.join(name), cause: cause.into() }))
     }
+/// Attributes are at most a page.
+const ATTRIBUTE_BYTES: usize = 4096;
+
+/// All of a file. The size that the machine tells of its files is no help, so that it is not asked for.
+fn read_whole(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(ATTRIBUTE_BYTES);
+    File::open(path)?.take(u64::MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Opens a file for reading by its path in this process's own view: namespace files, which are never below a host root.

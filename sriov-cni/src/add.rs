@@ -152,12 +152,15 @@ impl Attaching<'_> {
         let Self { ctx, store, wanted, netns, .. } = self;
         let route = Route::open()?;
         let device = Device::find(ctx.host, &route, wanted.device)?;
-        if device.netdev.is_some() {
+        let pod = if device.netdev.is_some() {
             attach::check_mtu(ctx.host, &route, &device, wanted.mtu)?;
-            attach::check_name(&Route::open_in(netns).map_err(AttachError::from)?, &ctx.request.if_name)?;
+            let pod = Route::open_in(netns).map_err(AttachError::from)?;
+            attach::check_name(&pod, &ctx.request.if_name)?;
+            Some(pod)
         } else {
             attach::refuse_without_netdev(wanted, &device)?;
-        }
+            None
+        };
         let mut journal = self.journal(&route, &device, owner)?;
         undo.journal(device.vf, &journal.attempt);
         store.write(&journal)?;
@@ -167,18 +170,22 @@ impl Attaching<'_> {
             attach::configure(ctx.host, &route, &device, &journal.applied.settings, ctx.deadline.at())?;
         }
         ctx.io.reached(Moment::Configured);
-        let interface = self.enter(&route, &device, &journal)?;
+        let interface = self.enter(&route, pod.as_ref(), &device, &journal)?;
         ctx.io.reached(Moment::Up);
 
-        let mut result = self.delegate(undo)?;
-        undo.take_lock(store.lock(device.vf, ctx.deadline.at())?);
-        if store.read(device.vf)?.is_none_or(|now| now.attempt != journal.attempt) {
-            return Err(Error::Overtaken { vf: device.vf });
+        let mut result = CniResult::default();
+        if let Some(plugin) = &ctx.conf.ipam {
+            undo.release_lock();
+            result = self.delegate(plugin, undo)?;
+            undo.take_lock(store.lock(device.vf, ctx.deadline.at())?);
+            if store.read(device.vf)?.is_none_or(|now| now.attempt != journal.attempt) {
+                return Err(Error::Overtaken { vf: device.vf });
+            }
         }
         ctx.io.reached(Moment::Delegated);
         result.interfaces = vec![interface];
-        if device.netdev.is_some() {
-            self.address(&result)?;
+        if let Some(pod) = &pod {
+            self.address(pod, &result)?;
         }
         ctx.io.reached(Moment::Addressed);
         if let Some(path) = &journal.device_info {
@@ -243,12 +250,12 @@ impl Attaching<'_> {
     }
 
     /// Moves a netdev into the container and brings it up; a userspace VF stays where it is. Returns the interface of the result.
-    fn enter(&self, route: &Route, device: &Device, journal: &Journal) -> Result<Interface, Error> {
+    fn enter(&self, route: &Route, pod: Option<&Route>, device: &Device, journal: &Journal) -> Result<Interface, Error> {
         let Self { ctx, wanted, netns, .. } = self;
         let name = ctx.request.if_name.clone();
         let sandbox = Some(journal.owner.netns_path.display().to_string());
         let pci_id = Some(device.vf.to_string());
-        let Some(link) = &device.netdev else {
+        let (Some(link), Some(pod)) = (&device.netdev, pod) else {
             let known = journal.original.attributes.as_ref().map(|a| a.mac).filter(|mac| !mac.is_zero());
             let pf = device.pf.map(|pf| crate::device::pf_link(ctx.host, route, pf)).transpose()?.flatten();
             let mtu = pf.map(|pf| pf.netdev.mtu);
@@ -257,15 +264,14 @@ impl Attaching<'_> {
         let deadline = ctx.deadline.at();
         attach::move_in(route, link, netns, &name, deadline)?;
         ctx.io.reached(Moment::Moved);
-        let up = netns.run_in(|| attach::bring_up(ctx.host, ctx.log, &name, wanted, deadline)).map_err(AttachError::from)??;
+        netns.run_in(|| attach::notify_neighbours(ctx.host, ctx.log, &name)).map_err(AttachError::from)?;
+        let up = attach::bring_up(pod, &name, wanted, deadline)?;
         ctx.log.write(Level::Info, &format_args!("{} of VF {} is {name} in the container", link.netdev.name, device.vf));
         Ok(Interface { name, mac: up.netdev.mac, mtu: Some(up.netdev.mtu), sandbox, pci_id })
     }
 
-    /// Asks IPAM, with the VF's lock free.
-    fn delegate(&self, undo: &mut Undo<'_>) -> Result<CniResult, Error> {
-        undo.release_lock();
-        let Some(plugin) = &self.ctx.conf.ipam else { return Ok(CniResult::default()) };
+    /// Asks IPAM. The VF's lock is free.
+    fn delegate(&self, plugin: &str, undo: &mut Undo<'_>) -> Result<CniResult, Error> {
         undo.ipam(plugin);
         if self.retried {
             // The interrupted one may have got addresses; some plugins refuse to give any to the same attachment again.
@@ -281,14 +287,16 @@ impl Attaching<'_> {
         }
     }
 
-    fn address(&self, result: &CniResult) -> Result<(), Error> {
+    fn address(&self, pod: &Route, result: &CniResult) -> Result<(), Error> {
         let Self { ctx, netns, .. } = self;
         let if_name = &ctx.request.if_name;
         if result.ips.is_empty() {
             return Ok(());
         }
-        netns.run_in(|| attach::add_addresses(ctx.host, ctx.log, if_name, result)).map_err(AttachError::from)??;
-        Ok(())
+        if result.ips.iter().any(|ip| ip.address.addr.is_ipv6()) {
+            netns.run_in(|| attach::allow_ipv6(ctx.host, ctx.log, if_name)).map_err(AttachError::from)?;
+        }
+        Ok(attach::add_addresses(pod, ctx.log, if_name, result)?)
     }
 }
 

@@ -216,11 +216,9 @@ pub(crate) fn clear_alt_names(here: &Route, link: &Link, there: &Route) -> Resul
     Ok(cleared)
 }
 
-/// In the container: address and MTU where they differ, the sysctls that make neighbours learn quickly, then up. Returns the link as it is
-/// afterwards. The calling thread is in the container's namespace.
-pub(crate) fn bring_up(host: &Host, log: &Log, if_name: &str, asked: &VfRequest, deadline: Instant) -> Result<Link, AttachError> {
-    let route = Route::open()?;
-    let link = link_in_pod(&route, if_name)?;
+/// In the container: address and MTU where they differ, then up. Returns the link as it is afterwards.
+pub(crate) fn bring_up(pod: &Route, if_name: &str, asked: &VfRequest, deadline: Instant) -> Result<Link, AttachError> {
+    let link = link_in_pod(pod, if_name)?;
     let wanted = LinkChange {
         mac: asked.mac.filter(|mac| link.netdev.mac != Some(*mac)),
         mtu: asked.mtu.filter(|mtu| link.netdev.mtu != *mtu),
@@ -229,25 +227,29 @@ pub(crate) fn bring_up(host: &Host, log: &Log, if_name: &str, asked: &VfRequest,
         ..LinkChange::default()
     };
     if wanted.mac.is_some() || wanted.mtu.is_some() || wanted.allmulti.is_some() || wanted.promisc.is_some() {
-        change(&route, &link, &wanted, deadline, || format!("set MAC, MTU or flags of {if_name}"))?;
+        change(pod, &link, &wanted, deadline, || format!("set MAC, MTU or flags of {if_name}"))?;
     }
+    change(pod, &link, &LinkChange { up: Some(true), ..LinkChange::default() }, deadline, || format!("set {if_name} up"))?;
+    link_in_pod(pod, if_name)
+}
+
+/// Sysctls by which neighbours learn quickly, before the netdev is up. The calling thread is in the container's namespace.
+pub(crate) fn notify_neighbours(host: &Host, log: &Log, if_name: &str) {
     for sysctl in ["ipv4/conf/{}/arp_notify", "ipv6/conf/{}/ndisc_notify", "ipv6/conf/{}/optimistic_dad"] {
         set_sysctl(host, log, &sysctl.replace("{}", if_name), "1");
     }
-    change(&route, &link, &LinkChange { up: Some(true), ..LinkChange::default() }, deadline, || format!("set {if_name} up"))?;
-    link_in_pod(&route, if_name)
 }
 
-/// In the container: addresses, routes, then the announcement. The calling thread is in the container's namespace.
-pub(crate) fn add_addresses(host: &Host, log: &Log, if_name: &str, result: &CniResult) -> Result<(), AttachError> {
-    let route = Route::open()?;
-    let ifindex = link_in_pod(&route, if_name)?.netdev.ifindex;
-    if result.ips.iter().any(|ip| ip.address.addr.is_ipv6()) {
-        // Runtimes turn IPv6 off in containers of a cluster without it.
-        set_sysctl(host, log, "ipv6/conf/lo/disable_ipv6", "0");
-        set_sysctl(host, log, &format!("ipv6/conf/{if_name}/disable_ipv6"), "0");
-        set_sysctl(host, log, &format!("ipv6/conf/{if_name}/keep_addr_on_down"), "1");
-    }
+/// Runtimes turn IPv6 off in containers of a cluster without it. The calling thread is in the container's namespace.
+pub(crate) fn allow_ipv6(host: &Host, log: &Log, if_name: &str) {
+    set_sysctl(host, log, "ipv6/conf/lo/disable_ipv6", "0");
+    set_sysctl(host, log, &format!("ipv6/conf/{if_name}/disable_ipv6"), "0");
+    set_sysctl(host, log, &format!("ipv6/conf/{if_name}/keep_addr_on_down"), "1");
+}
+
+/// In the container: addresses, routes, then the announcement.
+pub(crate) fn add_addresses(route: &Route, log: &Log, if_name: &str, result: &CniResult) -> Result<(), AttachError> {
+    let ifindex = link_in_pod(route, if_name)?.netdev.ifindex;
     let there = |error: &NetlinkError| error.errno() == Errno::EXIST.raw_os_error();
     for ip in &result.ips {
         match route.add_address(ifindex, ip.address.addr, ip.address.len) {
@@ -270,12 +272,12 @@ pub(crate) fn add_addresses(host: &Host, log: &Log, if_name: &str, result: &CniR
             _ => {}
         }
     }
-    announce(&route, log, ifindex, result);
+    announce(route, log, ifindex, result);
     Ok(())
 }
 
 /// Tells neighbours that the IPv4 addresses are here now; for IPv6 the kernel does it by itself (`ndisc_notify`). Best effort: neighbours that
-/// keep an old entry for a while are no reason to stop a pod. The calling thread is in the container's namespace.
+/// keep an old entry for a while are no reason to stop a pod.
 fn announce(route: &Route, log: &Log, ifindex: u32, result: &CniResult) {
     for ip in &result.ips {
         if let IpAddr::V4(address) = ip.address.addr
@@ -301,11 +303,7 @@ fn change(route: &Route, link: &Link, change: &LinkChange<'_>, deadline: Instant
 
 /// A sysctl below `net`. Best effort: a kernel without IPv6 or without the option still carries packets.
 fn set_sysctl(host: &Host, log: &Log, name: &str, value: &str) {
-    let path = format!("/proc/sys/net/{name}");
-    if matches!(host.sysfs().read_opt(&path), Ok(Some(current)) if current == value) {
-        return;
-    }
-    if let Err(error) = host.sysfs().write(&path, value) {
+    if let Err(error) = host.sysfs().write(format!("/proc/sys/net/{name}"), value) {
         log.write(Level::Debug, &error);
     }
 }

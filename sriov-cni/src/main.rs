@@ -48,7 +48,8 @@ fn main() -> ExitCode {
 
 /// A call by a runtime.
 fn call() -> ExitCode {
-    let mut stdin = Vec::new();
+    // Room for most: read in one piece.
+    let mut stdin = Vec::with_capacity(16 * 1024);
     // Without CNI_COMMAND there is no call: a person at a terminal would wait for ever.
     let done = if std::env::var_os("CNI_COMMAND").is_none() { Ok(0) } else { std::io::stdin().lock().read_to_end(&mut stdin) };
     if let Err(error) = done {

@@ -100,9 +100,10 @@ pub(crate) fn restore(ctx: &Context<'_>, journal: &Journal) -> Result<(), Restor
     let restoring = Restoring { host, log, route: &route, journal, given_now, deadline: ctx.deadline.at() };
     let has_netdev = location.driver.as_deref().is_some_and(|driver| !quirks::is_userspace(driver));
     let Some(original) = journal.original.netdev.as_ref().filter(|_| has_netdev) else { return restoring.attributes() };
-    let ifindex = restoring.netdev(original)?;
+    let back = restoring.netdev(original)?;
     restoring.attributes()?;
-    restoring.last_look(original, ifindex)
+    // The PF's attributes may have changed the address; otherwise it is as it was seen.
+    if journal.applied.settings.is_empty() && back.has_its_mac { Ok(()) } else { restoring.last_look(original, back.ifindex) }
 }
 
 /// What can still be told of an attachment whose journal is lost: the VF is in the namespace of this very call, so that it is this container's,
@@ -178,9 +179,16 @@ struct Restoring<'a> {
     deadline: Instant,
 }
 
+/// A netdev that is in the host again.
+struct Back {
+    ifindex: u32,
+    /// It came back with its original address.
+    has_its_mac: bool,
+}
+
 impl Restoring<'_> {
-    /// Brings the netdev back and returns its index in the host.
-    fn netdev(&self, original: &OriginalNetdev) -> Result<u32, RestoreError> {
+    /// Brings the netdev back.
+    fn netdev(&self, original: &OriginalNetdev) -> Result<Back, RestoreError> {
         let vf = self.journal.vf;
         if let Some(link) = netdev_in_host(self.host, self.route, vf)? {
             return self.finish(link, original);
@@ -277,7 +285,7 @@ impl Restoring<'_> {
     }
 
     /// In the host: name, alternative names, address, MTU and state of a netdev that is back.
-    fn finish(&self, mut link: Link, original: &OriginalNetdev) -> Result<u32, RestoreError> {
+    fn finish(&self, mut link: Link, original: &OriginalNetdev) -> Result<Back, RestoreError> {
         let ifindex = link.netdev.ifindex;
         if link.netdev.name != original.name {
             if link.netdev.admin_up {
@@ -308,7 +316,7 @@ impl Restoring<'_> {
             let state = LinkChange { up: Some(original.up), ..LinkChange::default() };
             self.change(self.route, ifindex, &state, || format!("set {} {}", original.name, if original.up { "up" } else { "down" }))?;
         }
-        Ok(ifindex)
+        Ok(Back { ifindex, has_its_mac: changed_mac(&link, original).is_none() })
     }
 
     /// Gives a netdev its old MTU, flags and address where they differ, whoever changed them. An address that is refused now may be taken

@@ -4,12 +4,13 @@
 //! attachment whose addresses IPAM was not asked back for yet; `<container>-<interface>` and `pci/<PCI address>` are records in the Go plugin's
 //! form. Nothing here decides what any of them means.
 //!
-//! Invariant: a reader sees an old journal or a new one, never half of one, and a journal that was written survives a power cut.
+//! Invariant: a reader sees an old journal or a new one, never half of one, and no power cut takes away a journal before the machine is changed.
+//! That an attachment is complete or has ended may be lost in one: its journal is then of an earlier boot, and nothing is restored from it.
 
 mod owed;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -21,7 +22,7 @@ use serde_json::Value;
 use sriov_host::pci::PciAddress;
 
 use crate::device_info;
-use crate::journal::{Journal, Owner, VERSION};
+use crate::journal::{Journal, Owner, Phase, VERSION};
 
 /// A record in the Go plugin's form.
 #[derive(Clone, Debug)]
@@ -96,7 +97,11 @@ impl Store {
     /// Makes the folders, readable by root alone, where they are missing.
     pub fn create(&self) -> Result<(), StateError> {
         for dir in [&self.journals, &self.locks, &self.root.join("pci")] {
-            DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("create", dir))?;
+            // Mostly they are there: one system call each.
+            match DirBuilder::new().mode(0o700).create(dir) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                _ => DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("create", dir))?,
+            }
         }
         Ok(())
     }
@@ -144,14 +149,14 @@ impl Store {
     /// The journal of a VF; `None` when it has none.
     pub fn read(&self, vf: PciAddress) -> Result<Option<Journal>, StateError> {
         let path = self.journal(vf);
-        match fs::read(&path) {
+        match read_whole(&path) {
             Ok(bytes) => decode(&path, &bytes).map(Some),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(failed("read", &path)(error)),
         }
     }
 
-    /// Writes a VF's journal, so that it is on disk when this returns.
+    /// Writes a VF's journal, so that the first of an attachment is on disk when this returns.
     pub fn write(&self, journal: &Journal) -> Result<(), StateError> {
         let path = self.journal(journal.vf);
         let bytes = serde_json::to_vec_pretty(journal).map_err(|cause| StateError::Journal { path: path.clone(), cause })?;
@@ -159,16 +164,19 @@ impl Store {
         let temporary = self.journals.join(format!(".{}.tmp", journal.vf));
         write_synced(&temporary, &bytes)?;
         fs::rename(&temporary, &path).map_err(failed("rename", &temporary))?;
-        self.sync()
+        match journal.phase {
+            Phase::Prepared => File::open(&self.journals).and_then(|dir| dir.sync_all()).map_err(failed("sync", &self.journals)),
+            // It replaces one that is on disk.
+            Phase::Attached => Ok(()),
+        }
     }
 
     /// Removes a VF's journal; none is fine.
     pub fn remove(&self, vf: PciAddress) -> Result<(), StateError> {
         let path = self.journal(vf);
         match fs::remove_file(&path) {
-            Ok(()) => self.sync(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(failed("remove", &path)(error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(error)),
+            _ => Ok(()),
         }
     }
 
@@ -183,7 +191,10 @@ impl Store {
     /// a record tells nothing.
     pub(crate) fn go_record(&self, name: &str) -> Result<Option<GoRecord>, StateError> {
         let path = self.root.join(name);
-        let read = || Ok::<_, io::Error>((fs::read(&path)?, fs::metadata(&path)?.modified()?));
+        let read = || {
+            let file = File::open(&path)?;
+            Ok::<_, io::Error>((whole(&file)?, file.metadata()?.modified()?))
+        };
         match read() {
             Ok((bytes, written)) => Ok(serde_json::from_slice(&bytes).ok().map(|conf| GoRecord { name: name.to_owned(), conf, written })),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory) => Ok(None),
@@ -207,7 +218,7 @@ impl Store {
     /// The path of the network namespace that has a VF, as the Go plugin records it.
     pub(crate) fn go_allocation(&self, vf: PciAddress) -> Result<Option<PathBuf>, StateError> {
         let path = self.root.join("pci").join(vf.to_string());
-        match fs::read_to_string(&path) {
+        match read_whole(&path).and_then(|bytes| String::from_utf8(bytes).map_err(io::Error::other)) {
             Ok(text) => Ok(Some(PathBuf::from(text.trim()))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(failed("read", &path)(error)),
@@ -291,10 +302,6 @@ impl Store {
     fn journal(&self, vf: PciAddress) -> PathBuf {
         self.journals.join(format!("{vf}.json"))
     }
-
-    fn sync(&self) -> Result<(), StateError> {
-        File::open(&self.journals).and_then(|dir| dir.sync_all()).map_err(failed("sync", &self.journals))
-    }
 }
 
 fn decode(path: &Path, bytes: &[u8]) -> Result<Journal, StateError> {
@@ -308,6 +315,20 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<Journal, StateError> {
         return Err(StateError::Version { path: path.to_owned(), found: version });
     }
     serde_json::from_slice(bytes).map_err(journal)
+}
+
+/// Files here are shorter.
+const USUAL_BYTES: usize = 4096;
+
+fn read_whole(path: &Path) -> io::Result<Vec<u8>> {
+    whole(&File::open(path)?)
+}
+
+/// All of a file, without asking for its size first.
+fn whole(file: &File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(USUAL_BYTES);
+    file.take(u64::MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn go_name(owner: &Owner) -> String {

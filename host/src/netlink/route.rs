@@ -14,7 +14,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 
 use super::address::{self, InterfaceAddress, RouteEntry, RouteOut, RouteSpec};
 use super::link::{self, IFLA_ALT_IFNAME, Link, LinkChange};
-use super::{NetlinkError, Reply, Socket, Subject, vf_info};
+use super::{NetlinkError, Socket, Subject, vf_info};
 use crate::netns::{NetNs, NetNsError};
 use crate::pci::PciAddress;
 use crate::vf::{VfAttributes, VfCounters, VfIndex, VfSetting};
@@ -79,7 +79,7 @@ impl Route {
         Ok(Self { socket: Socket::open(NETLINK_ROUTE)? })
     }
 
-    /// Opens a socket in `netns`, on a thread that enters it. The socket stays there; the calling thread does not move.
+    /// Opens a socket in `netns`, where it stays.
     pub fn open_in(netns: &NetNs) -> Result<Self, OpenRouteError> {
         Ok(netns.run_in(Self::open)??)
     }
@@ -121,8 +121,8 @@ impl Route {
     pub fn vfs(&self, pf_ifindex: u32) -> Result<Vec<VfAttributes>, NetlinkError> {
         let mask = LinkAttribute::ExtMask(vec![LinkExtentMask::Vf, LinkExtentMask::SkipStats]);
         let subject = Subject::new("read the VFs", format!("ifindex {pf_ifindex}"));
-        let replies = self.socket.request(&subject, 0, &Message(RTM_GETLINK, link::message(pf_ifindex, vec![mask])))?;
-        Ok(replies.first().map(|reply| vf_info::parse(link::attributes(&reply.payload))).unwrap_or_default())
+        let reply = self.socket.get(&subject, &Message(RTM_GETLINK, link::message(pf_ifindex, vec![mask])))?;
+        Ok(vf_info::parse(link::attributes(&reply.payload)))
     }
 
     /// What has passed each VF of the PF since it was made, in order of index; a VF for which the driver counts nothing is not there. Drivers may
@@ -130,8 +130,8 @@ impl Route {
     pub fn vf_counters(&self, pf_ifindex: u32) -> Result<Vec<(VfIndex, VfCounters)>, NetlinkError> {
         let mask = LinkAttribute::ExtMask(vec![LinkExtentMask::Vf]);
         let subject = Subject::new("read the counters of the VFs", format!("ifindex {pf_ifindex}"));
-        let replies = self.socket.request(&subject, 0, &Message(RTM_GETLINK, link::message(pf_ifindex, vec![mask])))?;
-        Ok(replies.first().map(|reply| vf_info::parse_counters(link::attributes(&reply.payload))).unwrap_or_default())
+        let reply = self.socket.get(&subject, &Message(RTM_GETLINK, link::message(pf_ifindex, vec![mask])))?;
+        Ok(vf_info::parse_counters(link::attributes(&reply.payload)))
     }
 
     /// Sets attributes of one VF in one message (`ip link set PF vf N ...`).
@@ -223,8 +223,8 @@ impl Route {
     }
 
     fn link(&self, subject: &Subject, message: LinkMessage) -> Result<Option<Link>, NetlinkError> {
-        match self.socket.request(subject, 0, &Message(RTM_GETLINK, message)) {
-            Ok(replies) => parse_first(&replies).map(Some).ok_or_else(|| subject.unreadable()),
+        match self.socket.get(subject, &Message(RTM_GETLINK, message)) {
+            Ok(reply) => link::parse(&reply.payload).map(Some).ok_or_else(|| subject.unreadable()),
             Err(error) if error.is_gone() => Ok(None),
             Err(error) => Err(error),
         }
@@ -282,10 +282,6 @@ fn set_vf_message(pf_ifindex: u32, vf: VfIndex, settings: &[VfSetting]) -> LinkM
 
 fn alt_name_message(ifindex: u32, name: &str) -> LinkMessage {
     link::message(ifindex, vec![LinkAttribute::PropList(vec![Prop::AltIfName(name.to_owned())])])
-}
-
-fn parse_first(replies: &[Reply]) -> Option<Link> {
-    replies.first().and_then(|reply| link::parse(&reply.payload))
 }
 
 #[cfg(test)]

@@ -241,3 +241,21 @@ fn of_several_links_of_a_function_the_uplink_is_the_one() {
     assert_eq!(chosen(&[]), None);
     assert!(!is_uplink_name("p") && !is_uplink_name("p0s1") && is_uplink_name("p10"));
 }
+
+/// The kernel takes 495 names of the greatest length, which make the description of the link longer than the first buffer.
+#[test]
+fn an_answer_that_is_longer_than_the_buffer_is_read_whole() {
+    let netns = new_netns().unwrap();
+    let route = Route::open_in(&netns).unwrap();
+    route.add_link_veth("a0", "b0").unwrap();
+    let link = route.link_by_name("a0").unwrap().unwrap();
+    let names: Vec<String> = (0..495).map(|number| format!("{number:0127}")).collect();
+    for name in &names {
+        route.add_alt_name(link.netdev.ifindex, name).unwrap();
+    }
+    assert_eq!(route.link_by_name("a0").unwrap().unwrap().netdev.alt_names, names);
+    assert_eq!(route.links().unwrap().into_iter().find(|link| link.netdev.name == "a0").unwrap().netdev.alt_names, names);
+    // The socket is as good as before.
+    assert_eq!(route.link_by_index(link.netdev.ifindex).unwrap().unwrap().netdev.name, "a0");
+    assert_eq!(route.link_by_name("none").unwrap(), None);
+}

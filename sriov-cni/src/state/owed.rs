@@ -6,7 +6,7 @@
 //!
 //! What does not live here: asking IPAM (`ipam`, `gc`).
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
@@ -21,14 +21,13 @@ impl Store {
         device_info::remove(journal.device_info.as_deref());
         self.remove_go_records(journal.vf, &journal.owner)?;
         let (from, folder) = (self.journal(journal.vf), self.owed());
-        DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(failed("create", &folder))?;
         let to = self.owed_by(&journal.owner.container_id, &journal.owner.if_name);
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(failed("create", &folder))?;
+        // After a power cut it may have the one name or the other: GC asks IPAM in both cases.
         match fs::rename(&from, &to) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("rename", &from)(error)),
-            _ => {}
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("rename", &from)(error)),
+            _ => Ok(()),
         }
-        File::open(&folder).and_then(|dir| dir.sync_all()).map_err(failed("sync", &folder))?;
-        self.sync()
     }
 
     /// IPAM has the addresses of this attachment back, or never gave any.
