@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
 mod address;
+mod announcements;
 mod attribute;
 mod changes;
 pub mod devlink;
@@ -30,9 +31,10 @@ pub mod route;
 mod vf_info;
 
 pub use address::{InterfaceAddress, RouteEntry, RouteOut, RouteSpec};
+pub use announcements::LinkMonitorError;
 pub use changes::{NetChange, NetMonitor};
 pub use link::{Link, LinkChange, Stack};
-pub use monitor::{LinkMonitor, LinkMonitorError};
+pub use monitor::LinkMonitor;
 pub use route::Route;
 
 /// A netlink operation that failed, in the kernel's words where it said any.

@@ -5,27 +5,18 @@
 //! Invariant: a change of a link is told with the link as it is now; addresses and routes are only told to have changed, and are read anew.
 //! Lost announcements are said to be lost.
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
 use netlink_packet_core::NetlinkBuffer;
-use netlink_sys::SocketAddr;
-use netlink_sys::protocols::NETLINK_ROUTE;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
 
-use super::LinkMonitorError;
+use super::announcements::{Announcements, LinkMonitorError};
 use super::link::{self, Link};
 
 /// `RTMGRP_LINK`, `_IPV4_IFADDR`, `_IPV4_ROUTE`, `_IPV6_IFADDR`, `_IPV6_ROUTE`.
 const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
-/// Room for a burst: an announcement takes about 1.5 KiB.
-const RECEIVE_BUFFER_BYTES: usize = 1024 * 1024;
-/// Longer than any announcement, because VFs are not in them.
-const ANNOUNCEMENT_BYTES: usize = 64 * 1024;
 
 /// Something changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,69 +32,28 @@ pub enum NetChange {
 /// Receives the changes of one network namespace.
 #[derive(Debug)]
 pub struct NetMonitor {
-    socket: netlink_sys::Socket,
+    announcements: Announcements,
 }
 
 impl NetMonitor {
     /// Opens it in the calling thread's network namespace, where the socket stays.
     pub fn open() -> Result<Self, LinkMonitorError> {
-        let open = || {
-            let mut socket = netlink_sys::Socket::new(NETLINK_ROUTE)?;
-            socket.bind(&SocketAddr::new(0, GROUPS))?;
-            socket.set_non_blocking(true)?;
-            socket.set_rx_buf_sz(RECEIVE_BUFFER_BYTES)?;
-            Ok(Self { socket })
-        };
-        open().map_err(LinkMonitorError::Open)
+        Ok(Self { announcements: Announcements::open(GROUPS)? })
     }
 
     /// The next change; `None` when the deadline passes first.
     pub fn next(&self, deadline: Instant) -> Result<Option<NetChange>, LinkMonitorError> {
-        let mut bytes = Vec::with_capacity(ANNOUNCEMENT_BYTES);
-        loop {
-            bytes.clear();
-            match self.socket.recv_from(&mut bytes, 0) {
-                // Only the kernel is port 0; it announces one thing a datagram.
-                Ok((_, sender)) if sender.port_number() == 0 => {
-                    if let Some(change) = read(&bytes) {
-                        return Ok(Some(change));
-                    }
-                }
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if !self.readable(deadline)? {
-                        return Ok(None);
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => return Err(LinkMonitorError::Overrun),
-                Err(error) => return Err(LinkMonitorError::Receive(error)),
-            }
-        }
-    }
-
-    /// Waits until there is something to read; false when the deadline passes first.
-    fn readable(&self, deadline: Instant) -> Result<bool, LinkMonitorError> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(false);
-        }
-        match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Timespec::try_from(left).ok().as_ref()) {
-            Ok(ready) => Ok(ready > 0),
-            Err(Errno::INTR) => Ok(true), // The caller reads, finds nothing and comes back.
-            Err(errno) => Err(LinkMonitorError::Receive(errno.into())),
-        }
+        self.announcements.next(deadline, read)
     }
 }
 
 impl AsFd for NetMonitor {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.announcements.as_fd()
     }
 }
 
-fn read(bytes: &[u8]) -> Option<NetChange> {
-    let message = NetlinkBuffer::new_checked(bytes).ok()?;
+fn read(message: &NetlinkBuffer<&[u8]>) -> Option<NetChange> {
     match message.message_type() {
         RTM_NEWLINK => link::parse(message.payload()).map(|link| NetChange::Link(Box::new(link))),
         RTM_DELLINK => link::parse(message.payload()).map(|link| NetChange::LinkGone(link.netdev.ifindex)),
