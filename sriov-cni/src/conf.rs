@@ -354,7 +354,13 @@ fn requested_mac(wire: &Map<String, Value>, args_mac: Option<&str>) -> Result<Op
 fn requested_vlan(wire: &Map<String, Value>) -> Result<Option<VlanRequest>, ConfError> {
     let id = number(wire, "vlan", 0..=4094)?;
     let qos = number(wire, "vlanQoS", 0..=7)?;
-    let proto = one_of(wire, "vlanProto", &[("802.1q", VlanProto::Dot1q), ("802.1ad", VlanProto::Dot1ad)])?;
+    // In any case, as in the field: the operator's networks may say 802.1Q and 802.1AD.
+    let lower = wire.get("vlanProto").and_then(Value::as_str).map(str::to_ascii_lowercase);
+    let proto = match lower.as_deref() {
+        Some("802.1q") => Some(VlanProto::Dot1q),
+        Some("802.1ad") => Some(VlanProto::Dot1ad),
+        _ => one_of(wire, "vlanProto", &[("802.1q", VlanProto::Dot1q), ("802.1ad", VlanProto::Dot1ad)])?,
+    };
     let Some(id) = id else {
         for key in ["vlanQoS", "vlanProto"] {
             if let Some(given) = wire.get(key).filter(|v| !v.is_null() && v.as_str() != Some("")) {

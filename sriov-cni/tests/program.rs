@@ -1,8 +1,10 @@
 //! I/O: the program itself, environment and standard input in, standard output and exit code out: one folder of `testdata/program` a case.
 //!
-//! What lives here needs no VF and no namespace; what does is in the workspace's `tests/netns_cni.rs`. `@STATE@` in a configuration stands for
-//! a folder of the case's own.
+//! What lives here needs no VF and no namespace; what does is in the workspace's `tests/netns_cni.rs`. `@STATE@` in a configuration and in what is
+//! printed stands for a folder of the case's own. The case's folder `state`, where there is one, is what this holds before, and `left` of what is
+//! expected are the files that it holds after.
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -14,14 +16,41 @@ use serde_json::{Value, json};
 fn difference(case: &Path) -> Result<Option<String>> {
     let text = |name: &str| std::fs::read_to_string(case.join(name)).with_context(|| format!("{}/{name}", case.display()));
     let state = tempfile::tempdir()?;
-    let stdin = text("stdin.json")?.replace("@STATE@", state.path().to_str().context("UTF-8")?);
+    let state_path = state.path().to_str().context("UTF-8")?;
+    let given = case.join("state");
+    for file in files_below(&given)? {
+        let to = state.path().join(&file);
+        std::fs::create_dir_all(to.parent().context("a folder")?)?;
+        std::fs::copy(given.join(&file), to)?;
+    }
+    let stdin = text("stdin.json")?.replace("@STATE@", state_path);
     let environment = text("env")?;
     let output = call(environment.lines().filter_map(|line| line.split_once('=')), &stdin)?;
-    let stdout = String::from_utf8(output.stdout)?;
+    let stdout = String::from_utf8(output.stdout)?.replace(state_path, "@STATE@");
     let stdout = if stdout.is_empty() { Value::Null } else { serde_json::from_str(&stdout).unwrap_or_else(|_| json!(stdout)) };
-    let found = json!({"exit": output.status.code(), "stdout": stdout});
+    let mut found = json!({"exit": output.status.code(), "stdout": stdout});
+    if given.is_dir() {
+        found["left"] = json!(files_below(state.path())?);
+    }
     let expected: Value = serde_json::from_str(&text("expected.json")?)?;
     Ok((found != expected).then(|| format!("{}:\n  expected {expected}\n  found    {found}", case.display())))
+}
+
+/// The files below a folder by their paths in it; none where there is no folder.
+fn files_below(folder: &Path) -> Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    if folder.is_dir() {
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).context("UTF-8")?;
+            if path.is_dir() {
+                found.extend(files_below(&path)?.into_iter().map(|below| format!("{name}/{below}")));
+            } else {
+                found.insert(name.to_owned());
+            }
+        }
+    }
+    Ok(found)
 }
 
 fn call<'a>(environment: impl IntoIterator<Item = (&'a str, &'a str)>, stdin: &str) -> Result<Output> {
@@ -42,12 +71,62 @@ fn each_case_prints_what_is_expected() -> Result<()> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/program");
     let mut cases = std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
     cases.sort();
-    ensure!(cases.len() >= 26, "cases are missing: {}", cases.len());
+    ensure!(cases.len() >= 110, "cases are missing: {}", cases.len());
     let mut differences = Vec::new();
     for case in &cases {
         differences.extend(difference(case)?);
     }
     ensure!(differences.is_empty(), "{}", differences.join("\n"));
+    Ok(())
+}
+
+/// Names of functions in Rust files below a folder.
+fn functions_below(folder: &Path, found: &mut BTreeSet<String>) -> Result<()> {
+    for file in files_below(folder)? {
+        if file.ends_with(".rs") {
+            let text = std::fs::read_to_string(folder.join(&file))?;
+            let named = text.lines().filter_map(|line| line.trim_start().strip_prefix("fn ")?.split('(').next());
+            found.extend(named.map(str::to_owned));
+        }
+    }
+    Ok(())
+}
+
+/// The tables of README.md say which test covers what: `file: test, test; file: test`. A name that is cut short ends with `...`, one of several cases
+/// with `*`.
+#[test]
+fn what_the_readme_names_as_covering_exists() -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut functions = BTreeSet::new();
+    for folder in ["src", "tests", "../host/src", "../tests/tests"] {
+        functions_below(&root.join(folder), &mut functions)?;
+    }
+    let cases: BTreeSet<String> = std::fs::read_dir(root.join("testdata/program"))?
+        .map(|case| case?.file_name().into_string().map_err(|name| anyhow::anyhow!("{} is not UTF-8", name.display())))
+        .collect::<Result<_>>()?;
+    let readme = include_str!("../README.md");
+    let (_, tables) = readme.split_once("## What covers").context("the tables")?;
+    let cells = tables.lines().filter(|line| line.starts_with("| ")).filter_map(|line| line.trim_end_matches(['|', ' ']).rsplit_once(" | "));
+    let (mut named, mut missing) = (0, Vec::new());
+    for (_, cell) in cells {
+        for part in cell.split("; ") {
+            let (file, list) = part.split_once(": ").unwrap_or_default();
+            for name in list.split([',', ' ', '(', ')']).map(|name| name.trim_matches('`')) {
+                let there = if file == "program" && name.contains('-') {
+                    name.strip_suffix('*').map_or_else(|| cases.contains(name), |start| cases.iter().any(|case| case.starts_with(start)))
+                } else if name.matches('_').count() > 1 && !name.contains("::") && !name.ends_with(':') {
+                    let start = name.trim_end_matches('.').trim_end_matches('_');
+                    if name.ends_with("...") { functions.iter().any(|function| function.starts_with(start)) } else { functions.contains(start) }
+                } else {
+                    continue;
+                };
+                named += 1;
+                missing.extend((!there).then(|| format!("{file}: {name}")));
+            }
+        }
+    }
+    ensure!(missing.is_empty(), "{missing:?}");
+    ensure!(named > 100, "only {named} names were found");
     Ok(())
 }
 

@@ -61,6 +61,13 @@ fn vlan_zero_is_not_the_same_as_no_vlan() {
 }
 
 #[test]
+fn a_tag_protocol_may_be_in_capitals() {
+    for (given, meant) in [("802.1Q", VlanProto::Dot1q), ("802.1AD", VlanProto::Dot1ad), ("802.1ad", VlanProto::Dot1ad)] {
+        assert_eq!(request(json!({"vlan": 100, "vlanProto": given})).unwrap().vlan.unwrap().proto, meant);
+    }
+}
+
+#[test]
 fn a_wrong_value_is_refused_with_key_given_and_allowed() {
     for (wire, message) in [
         (json!({"vlan": 4095}), "vlan is 4095: allowed is a whole number from 0 to 4094"),
