@@ -19,7 +19,7 @@ use sriov_host::vlan::VlanProto;
 use crate::Context;
 use crate::device::locate;
 use crate::errors::Error;
-use crate::journal::{Applied, Journal, Original, OriginalNetdev, Owner, Phase, VERSION};
+use crate::journal::{ATTEMPT_GO, Applied, Journal, Original, OriginalNetdev, Owner, Phase, VERSION};
 use crate::restore::boot_id;
 use crate::state::{GoRecord, Store};
 
@@ -53,7 +53,7 @@ pub(crate) fn attachment(ctx: &Context<'_>, store: &Store, container_id: &str, i
     Ok(Some(Journal {
         version: VERSION,
         phase: Phase::Attached,
-        attempt: "go".to_owned(),
+        attempt: ATTEMPT_GO.to_owned(),
         boot_id: if from_before_boot(ctx, &record) { String::new() } else { boot_id(ctx.host) },
         network: text(&record.conf, "name").to_owned(),
         owner,

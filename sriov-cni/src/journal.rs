@@ -17,6 +17,11 @@ use crate::result::CniResult;
 /// The version of the form below. A file of another version is not touched.
 pub const VERSION: u32 = 1;
 
+/// [`Journal::attempt`] of one that is made from a record of the Go plugin.
+pub(crate) const ATTEMPT_GO: &str = "go";
+/// [`Journal::attempt`] of one that is made up for a VF whose own is lost.
+pub(crate) const ATTEMPT_LOST: &str = "lost";
+
 /// One attachment of one VF.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -127,6 +132,13 @@ pub struct Applied {
     pub mac: Option<MacAddr>,
     /// The netdev's MTU in bytes.
     pub mtu: Option<u32>,
+}
+
+impl Journal {
+    /// Whether `original` has the netdev's alternative names: the Go plugin records none.
+    pub(crate) fn knows_alt_names(&self) -> bool {
+        self.attempt != ATTEMPT_GO && self.attempt != ATTEMPT_LOST
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for this form")]

@@ -25,7 +25,7 @@ use crate::Context;
 use crate::attach::{AttachError, clear_alt_names, set_attributes};
 use crate::deadline::while_busy;
 use crate::device::{DeviceError, locate, netdev_in_host, pf_link};
-use crate::journal::{Applied, Journal, Original, OriginalNetdev, Owner, Phase, VERSION};
+use crate::journal::{ATTEMPT_LOST, Applied, Journal, Original, OriginalNetdev, Owner, Phase, VERSION};
 use crate::log::{Level, Log};
 use crate::quirks::{self, MacOrder};
 use crate::vf_plan;
@@ -137,7 +137,7 @@ pub(crate) fn lost(ctx: &Context<'_>, vf: PciAddress, owner: (&str, &str)) -> Re
     Ok(Some(Journal {
         version: VERSION,
         phase: Phase::Prepared,
-        attempt: "lost".to_owned(),
+        attempt: ATTEMPT_LOST.to_owned(),
         boot_id: boot_id(ctx.host),
         network: ctx.conf.name.clone(),
         owner: Owner {
@@ -235,6 +235,7 @@ impl Restoring<'_> {
             self.change(&pod, ifindex, &down, || format!("set {} down", link.netdev.name))?;
         }
         self.properties(&pod, &link, original)?;
+        let link = self.forget_alt_names(&pod, link, original)?;
         let host = NetNs::current()?;
         let mut leaving = LinkChange { netns: Some(host.as_fd()), ..LinkChange::default() };
         if self.route.link_by_name(&original.name)?.is_some() {
@@ -253,6 +254,17 @@ impl Restoring<'_> {
         self.leave(&pod, &link, &leaving)?;
         self.log.write(Level::Info, &format_args!("{} of VF {} is back in the host", original.name, self.journal.vf));
         Ok(Some(original.name.clone()))
+    }
+
+    /// Takes the alternative names away that the container gave its netdev. (Those that a netdev has which the kernel threw out of a namespace may be
+    /// udev's.)
+    fn forget_alt_names(&self, pod: &Route, mut link: Link, original: &OriginalNetdev) -> Result<Link, NetlinkError> {
+        if self.journal.knows_alt_names() {
+            let (known, foreign) = link.netdev.alt_names.into_iter().partition::<Vec<_>, _>(|name| original.alt_names.contains(name));
+            foreign.iter().try_for_each(|name| pod.del_alt_name(link.netdev.ifindex, name))?;
+            link.netdev.alt_names = known;
+        }
+        Ok(link)
     }
 
     /// The move itself. An alternative name that the host has too, from the container's own doing, would stop it.

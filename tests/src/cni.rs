@@ -173,6 +173,11 @@ impl Machine {
         Ok(fs::create_dir_all(folder.join(name))?)
     }
 
+    /// Lets sysfs show this netdev as the PF's.
+    pub fn show_pf(&self, name: &str) -> Result<()> {
+        Ok(fs::create_dir_all(self.sysfs.path().join("sys/bus/pci/devices/0000:01:00.0/net").join(name))?)
+    }
+
     /// As if the machine had been restarted.
     pub fn reboot(&self) -> Result<()> {
         Ok(fs::write(self.sysfs.path().join("proc/sys/kernel/random/boot_id"), "next-boot\n")?)

@@ -15,3 +15,4 @@ pub mod multus;
 pub mod pairs;
 pub mod plugin;
 pub mod trace;
+pub mod undo;

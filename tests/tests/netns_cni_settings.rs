@@ -60,12 +60,13 @@ fn flags_are_set_and_taken_back_with_all_that_the_container_changed() -> Result<
 }
 
 #[test]
-fn an_mtu_above_the_netdevs_limit_is_refused_before_anything_changes() -> Result<()> {
+fn an_mtu_up_to_the_netdevs_limit_is_set_and_taken_back() -> Result<()> {
     as_host(|| {
         let machine = Machine::new()?;
         let before = host_link(NETDEV)?;
         let max = before.netdev.max_mtu.context("a veth has a limit")?;
-        ensure!(max < 65535 + 1, "the configuration's own limit would hide it");
+        // A greater one is refused by the configuration's own limit; drivers with less are in guests (`vm_cni_undo`).
+        ensure!(max == 65535, "a veth takes {max} bytes");
         let pod = Pod::new("a")?;
         machine.call(Add, &pod, &machine.conf(&json!({"mtu": max})))?;
         assert_eq!(pod.link("net1")?.netdev.mtu, max);
