@@ -1,12 +1,12 @@
 //! I/O: ADD and DEL of two CNI programs in turn on the same VFs, each call timed from before its start until its output is read; beside them the
-//! floor, which is the same netlink messages without a process, and the start of a process that does nothing.
+//! floor, which is the same netlink messages without a process, the start of a process that does nothing, and the IPAM plugin on its own.
 //!
 //! Runs in the machine that has the VFs (`bench-cni pairs`). What does not live here: how the times are told (`bench_cni`).
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::os::fd::AsFd as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -17,6 +17,8 @@ use sriov_host::netlink::{Link, LinkChange, Route};
 use sriov_host::netns::NetNs;
 use sriov_host::pci::PciAddress;
 use sriov_host::vf::{VfAttributes, VfIndex, VfSetting};
+
+use crate::trace::{TIME, Trace};
 
 /// What is to be measured.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -35,9 +37,12 @@ pub struct Order {
     pub floor: Option<Vec<VfSetting>>,
     /// A program that does nothing, to time the start of a process.
     pub idle: Option<Vec<String>>,
+    /// With this tracer, the time from before the start of a program to its first message on a netlink socket is measured, and not the whole call's.
+    #[serde(default)]
+    pub tracer: Option<PathBuf>,
 }
 
-/// Times in microseconds by the name of what was timed: `NAME ADD`, `NAME DEL`, `floor ADD`, `floor DEL`, `start`.
+/// Times in microseconds by the name of what was timed: `NAME ADD`, `NAME DEL`, `floor ADD`, `floor DEL`, `ipam ADD`, `ipam DEL`, `start`.
 pub type Times = BTreeMap<String, Vec<u64>>;
 
 /// Measures. The order of the programs changes with each round, and each round has its own VF, so that none has the better place.
@@ -48,7 +53,11 @@ pub fn measure(order: &Order) -> Result<Times> {
         for place in 0..order.programs.len() {
             let (name, program, conf) = &order.programs[(place + round) % order.programs.len()];
             for verb in ["ADD", "DEL"] {
-                let micros = call(order, program, verb, conf, vf).with_context(|| format!("{name}, round {round}"))?;
+                let micros = match &order.tracer {
+                    Some(tracer) => until_netlink(order, tracer, program, (verb, conf), vf),
+                    None => call(order, &mut Command::new(program), verb, conf, vf),
+                };
+                let micros = micros.with_context(|| format!("{name}, round {round}"))?;
                 times.entry(format!("{name} {verb}")).or_default().push(micros);
             }
         }
@@ -56,6 +65,16 @@ pub fn measure(order: &Order) -> Result<Times> {
             let (add, del) = floor(order, pf, VfIndex(*index), vf.parse()?, settings).with_context(|| format!("floor, round {round}"))?;
             times.entry("floor ADD".to_owned()).or_default().push(add);
             times.entry("floor DEL".to_owned()).or_default().push(del);
+        }
+        if order.floor.is_some()
+            && let Some((_, _, conf)) = order.programs.first()
+            && let Some(ipam) = conf["ipam"]["type"].as_str()
+        {
+            for verb in ["ADD", "DEL"] {
+                let micros =
+                    call(order, &mut Command::new(order.plugins.join(ipam)), verb, conf, vf).with_context(|| format!("{ipam}, round {round}"))?;
+                times.entry(format!("ipam {verb}")).or_default().push(micros);
+            }
         }
         if let Some([program, arguments @ ..]) = order.idle.as_deref() {
             let started = Instant::now();
@@ -71,13 +90,25 @@ fn micros(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
-fn call(order: &Order, program: &PathBuf, verb: &str, conf: &Value, vf: &str) -> Result<u64> {
+/// How long it takes from before the program is executed until it sends its first message to the kernel.
+fn until_netlink(order: &Order, tracer: &Path, program: &Path, (verb, conf): (&str, &Value), vf: &str) -> Result<u64> {
+    let report = tempfile::NamedTempFile::new()?;
+    let mut command = Command::new(tracer);
+    command.arg(report.path()).arg(TIME).arg(program);
+    call(order, &mut command, verb, conf, vf)?;
+    let trace = Trace::of_report(&std::fs::read(report.path())?, String::new())?;
+    ensure!(trace.exit == Some(0), "{verb} of {vf}: {trace:?}");
+    let (_, after) = trace.first_netlink.with_context(|| format!("{verb} sends no netlink message"))?;
+    Ok(u64::try_from(after.as_micros())?)
+}
+
+fn call(order: &Order, program: &mut Command, verb: &str, conf: &Value, vf: &str) -> Result<u64> {
     let mut conf = conf.clone();
     // Plugins of the reference collection call it by the other name.
     conf["deviceID"] = vf.into();
     conf["pciBusID"] = vf.into();
     let started = Instant::now();
-    let mut child = Command::new(program)
+    let mut child = program
         .env("CNI_COMMAND", verb)
         .env("CNI_CONTAINERID", "bench")
         .env("CNI_NETNS", &order.netns)
@@ -86,11 +117,11 @@ fn call(order: &Order, program: &PathBuf, verb: &str, conf: &Value, vf: &str) ->
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .with_context(|| format!("start {}", program.display()))?;
+        .context("start it")?;
     child.stdin.take().context("a pipe")?.write_all(conf.to_string().as_bytes())?;
     let output = child.wait_with_output()?;
     let micros = micros(started);
-    ensure!(output.status.success(), "{} {verb} of {vf}: {}", program.display(), String::from_utf8_lossy(&output.stdout));
+    ensure!(output.status.success(), "{verb} of {vf}: {}", String::from_utf8_lossy(&output.stdout));
     Ok(micros)
 }
 

@@ -21,6 +21,10 @@ const SOURCE: &str = include_str!("trace/tracer.c");
 /// remove names. Opening a file, which can make it empty, is not among them.
 const LASTING: [u32; 12] = [1, 18, 20, 44, 46, 74, 82, 83, 87, 263, 264, 316];
 
+/// In the place of a call's number: nothing is killed, and only calls on sockets stop the program, so that its times are its own, from before it is
+/// executed on.
+pub const TIME: &str = "time";
+
 /// The tracer, built for this machine and, being static, for any guest.
 #[derive(Debug)]
 pub struct Tracer {
@@ -33,7 +37,8 @@ pub struct Tracer {
 pub struct Trace {
     /// Numbers of the system calls that it made, in order, without the one that it was killed at.
     pub calls: Vec<u32>,
-    /// How many of them came before the first message on a netlink socket, and how long after its start that was (the tracer's own time included).
+    /// How many of them came before the first message on a netlink socket, and how long after its start that was (the tracer's own time included,
+    /// which is little with [`TIME`]).
     pub first_netlink: Option<(usize, Duration)>,
     /// The most memory that it had resident, in KiB. Unknown for a program that was killed.
     pub peak_kib: u64,
@@ -130,6 +135,20 @@ mod tests {
         assert_eq!((trace.exit, trace.output.as_str()), (Some(3), "hello there\n"));
         assert!(trace.calls.len() > 10 && trace.peak_kib > 100, "{trace:?}");
         assert_eq!(trace.first_netlink, None);
+    }
+
+    #[test]
+    fn a_program_that_is_timed_stops_at_its_sockets_alone() {
+        let tracer = Tracer::build().unwrap();
+        let report = tracer.folder.path().join("timed.json");
+        let mut command = Command::new(tracer.program());
+        let python = "import socket; s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0); s.sendto(b'x' * 16, (0, 0))";
+        command.arg(&report).args([TIME, "/usr/bin/env", "python3", "-c", python]);
+        let output = command.output().unwrap();
+        let trace = Trace::of_report(&std::fs::read(&report).unwrap(), String::from_utf8_lossy(&output.stderr).into_owned()).unwrap();
+        let (before, after) = trace.first_netlink.unwrap_or_else(|| panic!("no message: {trace:?}"));
+        assert!(trace.exit == Some(0) && trace.calls[before] == 44 && trace.calls.len() < 20, "{trace:?}");
+        assert!(after > Duration::ZERO && after < Duration::from_secs(20), "{after:?}");
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! I/O: the CNI killed with `kill -9` before each of its system calls, one run a call, then cleaned up by each verb that may clean up; on a real
 //! kernel without a VF, as `netns_cni`. Needs root.
 //!
-//! The loops end when a run survives because it has no more calls, so that no boundary is left out. What does not live here: attributes that a
-//! PF holds, which need a PF.
+//! That no boundary is left out is part of each test: the killed runs made the calls of an undisturbed run, one more each time, and the loop ends
+//! with the run that has no more. What does not live here: attributes that a PF holds, which need a PF.
 
 use std::process::Command as Program;
 
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use sriov_cni::request::Command::{self, Add, Del, Gc};
 use sriov_host::netlink::Link;
-use sriov_tests::cni::{Machine, NETDEV, Pod, as_host, host_link};
+use sriov_tests::cni::{Machine, NETDEV, Pod, USERSPACE_VF, as_host, host_link};
 use sriov_tests::trace::{Trace, Tracer};
 
 /// The fewest calls that an ADD or DEL can be made of; fewer means that the program was not traced.
@@ -22,13 +22,27 @@ struct Scene {
     tracer: Tracer,
     before: Link,
     conf: Value,
+    kind: Kind,
+}
+
+/// What is attached.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A VF with a netdev, which moves.
+    Netdev,
+    /// A VF that a userspace driver holds.
+    Userspace,
 }
 
 impl Scene {
-    fn new() -> Result<Self> {
+    fn new(kind: Kind) -> Result<Self> {
         let machine = Machine::new()?;
-        let conf = machine.conf(&json!({"mtu": 1300, "ipam": machine.host_local()}));
-        Ok(Self { before: host_link(NETDEV)?, tracer: Tracer::build()?, machine, conf })
+        let asked = match kind {
+            Kind::Netdev => json!({"mtu": 1300, "ipam": machine.host_local()}),
+            Kind::Userspace => json!({"deviceID": USERSPACE_VF, "ipam": machine.host_local()}),
+        };
+        let conf = machine.conf(&asked);
+        Ok(Self { before: host_link(NETDEV)?, tracer: Tracer::build()?, machine, conf, kind })
     }
 
     /// One call in a process of its own, killed before system call `at`.
@@ -50,39 +64,63 @@ impl Scene {
         self.machine.call(verb, pod, &conf).with_context(|| format!("{} of {}", verb.as_str(), pod.container_id()))
     }
 
+    /// The files of all attachments: journals, what IPAM is owed, records in the Go plugin's form. A temporary file is written over the next time.
+    fn records(&self) -> Result<Vec<String>> {
+        let mut records = Vec::new();
+        for folder in ["", "v1", "owed", "pci"] {
+            let folder = self.machine.state().join(folder);
+            for entry in std::fs::read_dir(&folder).into_iter().flatten() {
+                let entry = entry?;
+                let name = entry.file_name().to_string_lossy().into_owned();
+                records.extend((entry.file_type()?.is_file() && !name.starts_with('.')).then_some(name));
+            }
+        }
+        Ok(records)
+    }
+
     /// Cleans up with `verb` and looks whether everything is as it was.
     fn clean(&self, verb: Command, pod: &Pod) -> Result<()> {
         let done = self.call(verb, pod)?;
         if verb == Add {
             let result = done.context("ADD has a result")?;
-            ensure!(result["interfaces"][0]["mtu"] == 1300 && result["ips"][0]["address"].is_string(), "{result}");
-            ensure!(pod.link("net1")?.netdev.admin_up && self.machine.leases().len() == 1, "ADD did less than it says");
+            ensure!(result["interfaces"][0]["name"] == "net1" && result["ips"][0]["address"].is_string(), "{result}");
+            ensure!(self.machine.leases().len() == 1, "ADD did less than it says");
+            if self.kind == Kind::Netdev {
+                ensure!(result["interfaces"][0]["mtu"] == 1300 && pod.link("net1")?.netdev.admin_up, "ADD did less than it says");
+            }
             self.call(Del, pod)?;
         }
         let mut link = host_link(NETDEV)?;
         link.netdev.ifindex = self.before.netdev.ifindex;
         link.netdev.carrier = self.before.netdev.carrier;
         ensure!(link == self.before, "the VF is {link:?} and was {:?}", self.before);
-        ensure!(self.machine.journals().is_empty() && self.machine.leases().is_empty(), "{:?} {:?}", self.machine.journals(), self.machine.leases());
+        let records = self.records()?;
+        ensure!(records.is_empty() && self.machine.leases().is_empty(), "{records:?} {:?}", self.machine.leases());
         ensure!(pod.links()? == ["lo".to_owned()].into(), "{:?}", pod.links());
         Ok(())
     }
 }
 
 /// Kills `verb` before each of its calls, after what `prepare` does with an empty pod, and cleans up with `cleaner`.
-fn killed_everywhere(verb: Command, cleaner: Command, prepare: fn(&Scene, &Pod) -> Result<()>) -> Result<()> {
+fn killed_everywhere(kind: Kind, verb: Command, cleaner: Command, prepare: fn(&Scene, &Pod) -> Result<()>) -> Result<()> {
     as_host(|| {
-        let scene = Scene::new()?;
+        let scene = Scene::new(kind)?;
         let pod = Pod::new("a")?;
-        for at in 1.. {
+        // Folders are made once: the first pair is another than all after it.
+        scene.call(Add, &pod)?;
+        scene.call(Del, &pod)?;
+        prepare(&scene, &pod)?;
+        let whole = scene.killed(verb, &pod, 0)?;
+        ensure!(whole.exit == Some(0) && whole.calls.len() > PLAUSIBLE, "{whole:?}");
+        scene.clean(if verb == Add { Del } else { verb }, &pod)?;
+        for at in 1..=whole.calls.len() + 1 {
             prepare(&scene, &pod)?;
             let trace = scene.killed(verb, &pod, at)?;
             let what = || format!("{} after a {} that was killed before call {at}: {}", cleaner.as_str(), verb.as_str(), trace.output);
+            // Each boundary of an undisturbed run, and nothing but these.
+            ensure!(trace.calls == whole.calls[..at - 1], "{}: it made other calls than an undisturbed one: {:?}", what(), trace.calls);
+            ensure!(trace.exit.is_none() == (at <= whole.calls.len()), "{}: {:?}", what(), trace.exit);
             scene.clean(cleaner, &pod).with_context(what)?;
-            if trace.exit.is_some() {
-                ensure!(at > PLAUSIBLE, "only {at} calls were seen");
-                return Ok(());
-            }
         }
         Ok(())
     })
@@ -104,35 +142,65 @@ fn almost_attached(scene: &Scene, pod: &Pod) -> Result<()> {
 
 #[test]
 fn an_add_killed_at_any_call_is_cleaned_up_by_del() -> Result<()> {
-    killed_everywhere(Add, Del, |_, _| Ok(()))
+    killed_everywhere(Kind::Netdev, Add, Del, |_, _| Ok(()))
 }
 
 #[test]
 fn an_add_killed_at_any_call_is_completed_by_add() -> Result<()> {
-    killed_everywhere(Add, Add, |_, _| Ok(()))
+    killed_everywhere(Kind::Netdev, Add, Add, |_, _| Ok(()))
 }
 
 #[test]
 fn an_add_killed_at_any_call_is_cleaned_up_by_gc() -> Result<()> {
-    killed_everywhere(Add, Gc, |_, _| Ok(()))
+    killed_everywhere(Kind::Netdev, Add, Gc, |_, _| Ok(()))
 }
 
 #[test]
 fn a_del_killed_at_any_call_is_completed_by_del() -> Result<()> {
-    killed_everywhere(Del, Del, attached)
+    killed_everywhere(Kind::Netdev, Del, Del, attached)
 }
 
 #[test]
 fn after_a_del_killed_at_any_call_add_attaches_again() -> Result<()> {
-    killed_everywhere(Del, Add, attached)
+    killed_everywhere(Kind::Netdev, Del, Add, attached)
 }
 
 #[test]
 fn a_del_killed_at_any_call_is_completed_by_gc() -> Result<()> {
-    killed_everywhere(Del, Gc, attached)
+    killed_everywhere(Kind::Netdev, Del, Gc, attached)
 }
 
 #[test]
 fn an_add_killed_while_it_mends_an_interrupted_add_is_completed_by_add() -> Result<()> {
-    killed_everywhere(Add, Add, almost_attached)
+    killed_everywhere(Kind::Netdev, Add, Add, almost_attached)
+}
+
+#[test]
+fn an_add_of_a_userspace_vf_killed_at_any_call_is_cleaned_up_by_del() -> Result<()> {
+    killed_everywhere(Kind::Userspace, Add, Del, |_, _| Ok(()))
+}
+
+#[test]
+fn an_add_of_a_userspace_vf_killed_at_any_call_is_completed_by_add() -> Result<()> {
+    killed_everywhere(Kind::Userspace, Add, Add, |_, _| Ok(()))
+}
+
+#[test]
+fn an_add_of_a_userspace_vf_killed_at_any_call_is_cleaned_up_by_gc() -> Result<()> {
+    killed_everywhere(Kind::Userspace, Add, Gc, |_, _| Ok(()))
+}
+
+#[test]
+fn a_del_of_a_userspace_vf_killed_at_any_call_is_completed_by_del() -> Result<()> {
+    killed_everywhere(Kind::Userspace, Del, Del, attached)
+}
+
+#[test]
+fn after_a_del_of_a_userspace_vf_killed_at_any_call_add_attaches_again() -> Result<()> {
+    killed_everywhere(Kind::Userspace, Del, Add, attached)
+}
+
+#[test]
+fn a_del_of_a_userspace_vf_killed_at_any_call_is_completed_by_gc() -> Result<()> {
+    killed_everywhere(Kind::Userspace, Del, Gc, attached)
 }
