@@ -83,7 +83,7 @@ fn each_case_prints_what_is_expected() -> Result<()> {
 /// Names of functions in Rust files below a folder.
 fn functions_below(folder: &Path, found: &mut BTreeSet<String>) -> Result<()> {
     for file in files_below(folder)? {
-        if file.ends_with(".rs") {
+        if Path::new(&file).extension().is_some_and(|extension| extension == "rs") {
             let text = std::fs::read_to_string(folder.join(&file))?;
             let named = text.lines().filter_map(|line| line.trim_start().strip_prefix("fn ")?.split('(').next());
             found.extend(named.map(str::to_owned));

@@ -282,13 +282,13 @@ fn native(cli: &Cli, sriov: &Path) -> Result<()> {
             let moved = scene.pairs(pairs, VF, None)?;
             let own = scene.pairs(STARTS, USERSPACE_VF, None)?;
             let starts = scene.pairs(STARTS, VF, Some(tracer.program()))?;
-            let traces = scene.calls()?;
+            let verbs_traced = scene.calls()?;
             let row = Row {
                 moved: verbs(|verb| median(&moved, &format!("{OURS} {verb}"))),
                 own: verbs(|verb| median(&own, &format!("{OURS} {verb}"))),
                 start: median(&starts, &format!("{OURS} ADD")),
-                calls: traces.each_ref().map(|trace| trace.calls.len()),
-                peak_kib: traces.iter().map(|trace| trace.peak_kib).max().unwrap_or_default(),
+                calls: verbs_traced.each_ref().map(|trace| trace.calls.len()),
+                peak_kib: verbs_traced.iter().map(|trace| trace.peak_kib).max().unwrap_or_default(),
             };
             let Row { moved, own, start, calls, peak_kib } = &row;
             print!("| {journals} | {vfs} | {} | {} | {} | {} |", ms(moved[0]), ms(moved[1]), ms(own[0]), ms(own[1]));
