@@ -211,6 +211,8 @@ impl Folder {
         };
         unless_gone(list().map_err(|cause: Errno| SysfsError::List { path: self.path.join(name), cause: cause.into() }))
     }
+}
+
 /// Attributes are at most a page.
 const ATTRIBUTE_BYTES: usize = 4096;
 
