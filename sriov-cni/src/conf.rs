@@ -215,7 +215,8 @@ impl NetConf {
             deadline: number(&wire, "deadlineSeconds", DEADLINE_SECONDS).ok().flatten().map_or(DEFAULT_DEADLINE, |s| Duration::from_secs(s.into())),
             device_info_file: device_info_file(&wire).ok().flatten(),
             log_level: text(&wire, "logLevel").ok().flatten().and_then(Level::parse).unwrap_or_default(),
-            log_file: text(&wire, "logFile").ok().flatten().map(PathBuf::from),
+            // A relative one is refused by ADD; for no verb does it name a file in whatever folder the runtime runs it.
+            log_file: text(&wire, "logFile").ok().flatten().map(PathBuf::from).filter(|path| path.is_absolute()),
             prev_result: wire.get("prevResult").filter(|v| !v.is_null()).cloned(),
             valid_attachments,
             wire,

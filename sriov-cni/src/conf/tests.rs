@@ -174,6 +174,7 @@ fn the_device_comes_from_the_kubelet_before_the_pods_annotation() {
 fn del_forgives_what_add_refuses() {
     let old = conf(json!({"vlan": 5000, "spoofchk": "On", "max-tx-rate": 5, "deviceID": "bad", "logLevel": "loud"}));
     assert_eq!(old.device, None);
+    assert_eq!(conf(json!({"logFile": "sriov.log"})).log_file, None, "a refused path is not written to");
     assert!(old.vf_request(None).is_err());
 }
 
