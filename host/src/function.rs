@@ -10,9 +10,9 @@ use std::collections::BTreeMap;
 
 use crate::discover::{self, DiscoverError};
 use crate::pci::{DeviceId, PciAddress, VendorId};
-use crate::sysfs::{Sysfs, SysfsError};
+use crate::sysfs::{Folder, Sysfs, SysfsError};
 use crate::vf::VfIndex;
-use crate::{Host, driver, pci_device};
+use crate::{Host, pci_device};
 
 /// PCI base class "network controller".
 pub const NETWORK_CLASS: u8 = 0x02;
@@ -28,6 +28,8 @@ pub struct Function {
     pub vendor: VendorId,
     /// PCI device.
     pub device: DeviceId,
+    /// Vendor and device of the board that it is on.
+    pub subsystem: Option<(VendorId, DeviceId)>,
     /// Bound driver; `None` when unbound.
     pub driver: Option<String>,
     /// NUMA node, if the platform tells one.
@@ -103,8 +105,8 @@ pub fn scan(host: &Host, classes: &[u8]) -> Result<Scan, DiscoverError> {
     let addresses = host.sysfs().list("/sys/bus/pci/devices")?;
     for address in addresses.iter().filter_map(|name| name.parse::<PciAddress>().ok()) {
         match read_one(host, address, classes) {
-            Ok(Some((function, names))) => {
-                for (index, vf) in virtual_functions(host, address, &names) {
+            Ok(Some((function, folder))) => {
+                for (index, vf) in virtual_functions(&folder) {
                     vfs.insert(vf, (address, index));
                 }
                 functions.insert(address, function);
@@ -123,9 +125,9 @@ pub fn scan(host: &Host, classes: &[u8]) -> Result<Scan, DiscoverError> {
 
 /// One function; `None` when there is none, or it is of another base class.
 pub fn read(host: &Host, address: PciAddress, classes: &[u8]) -> Result<Option<Function>, DiscoverError> {
-    let Some((mut function, names)) = read_one(host, address, classes)? else { return Ok(None) };
-    if contains(&names, "physfn")
-        && let Some(pf) = host.sysfs().read_link_name(format!("{}/physfn", pci_device(address)))?.and_then(|name| name.parse().ok())
+    let Some((mut function, folder)) = read_one(host, address, classes)? else { return Ok(None) };
+    if folder.has("physfn")
+        && let Some(pf) = folder.link_name("physfn")?.and_then(|name| name.parse().ok())
     {
         // Between the birth of a VF and its PF's link to it nobody can name it; the PF's own event follows.
         function.vf_of = discover::vf_index(host.sysfs(), pf, address).ok().map(|index| (pf, index));
@@ -135,26 +137,28 @@ pub fn read(host: &Host, address: PciAddress, classes: &[u8]) -> Result<Option<F
 
 /// How a function is used right now; `None` when it is not there.
 pub fn access(host: &Host, address: PciAddress) -> Result<Option<Access>, DiscoverError> {
-    let (sysfs, device) = (host.sysfs(), pci_device(address));
-    let Some(names) = sysfs.list_opt(&device)? else { return Ok(None) };
-    let first = |folder: &str| -> Result<Option<String>, SysfsError> {
-        if !contains(&names, folder) {
-            return Ok(None);
-        }
-        Ok(sysfs.list_opt(format!("{device}/{folder}"))?.and_then(|mut nodes| (!nodes.is_empty()).then(|| nodes.swap_remove(0))))
-    };
-    let iommu_group = discover::iommu_group(sysfs, &device)?;
-    let group_name = if iommu_group.is_some() { sysfs.read_opt(format!("{device}/iommu_group/name"))? } else { None };
+    access_of(host, &pci_device(address))
+}
+
+/// How the device with this folder is used right now.
+pub(crate) fn access_of(host: &Host, device: &str) -> Result<Option<Access>, DiscoverError> {
+    let Some(folder) = host.sysfs().folder(device)? else { return Ok(None) };
+    let first = |name: &str| Ok::<_, SysfsError>(folder.list(name)?.into_iter().next());
+    let iommu_group = folder.link_name("iommu_group")?;
+    let iommu_group = iommu_group
+        .map(|name| discover::parse(&format!("{device}/iommu_group"), &name, "an IOMMU group number", |text| text.parse().ok()))
+        .transpose()?;
+    let group_name = if iommu_group.is_some() { folder.read("iommu_group/name")? } else { None };
     Ok(Some(Access {
-        driver: driver::current(host, address)?,
+        driver: folder.link_name("driver")?,
         iommu_group,
         no_iommu: group_name.as_deref() == Some("vfio-noiommu"),
         vfio_node: first("vfio-dev")?,
         iommufd: misc(host, "iommu"),
         uio: first("uio")?,
-        rdma: list(sysfs, &names, &device, "infiniband")?,
-        rdma_nodes: rdma_nodes(host, &names, &device)?,
-        vdpa: vdpa(sysfs, &names, &device)?,
+        rdma: folder.list("infiniband")?,
+        rdma_nodes: rdma_nodes(host, &folder)?,
+        vdpa: vdpa(&folder)?,
     }))
 }
 
@@ -171,54 +175,122 @@ pub fn rdma_counters(host: &Host, address: PciAddress, devices: &[String]) -> Ve
     counters
 }
 
+/// The speed of a PCI function's link `netdev` in Mbit/s, where its driver tells one.
+pub fn link_speed(host: &Host, address: PciAddress, netdev: &str) -> Option<u32> {
+    host.sysfs().read(format!("{}/net/{netdev}/speed", pci_device(address))).ok()?.parse().ok().filter(|speed| *speed > 0)
+}
+
+/// What drivers from outside the kernel count of a VF below `sriov/<index>/stats` of its PF, by their names: a folder with a file each (i40e, ice), or one
+/// file with a line each (mlx5). Nothing where the driver has no such thing.
+pub fn vf_stats(host: &Host, pf: PciAddress, index: VfIndex) -> Vec<(String, u64)> {
+    let place = format!("{}/sriov/{}/stats", pci_device(pf), index.0);
+    let sysfs = host.sysfs();
+    if let Some(names) = sysfs.list_opt(&place).ok().flatten() {
+        let value = |name: String| Some((name.clone(), sysfs.read(format!("{place}/{name}")).ok()?.parse().ok()?));
+        return names.into_iter().filter_map(value).collect();
+    }
+    let text = sysfs.read_opt(&place).ok().flatten().unwrap_or_default();
+    let line = |line: &str| {
+        let (name, value) = line.split_once(':')?;
+        Some((name.trim().to_owned(), value.trim().parse().ok()?))
+    };
+    text.lines().filter_map(line).collect()
+}
+
 /// Whether the kernel has the miscellaneous device `name` (`vhost-net`, `tun`, `iommu`), and with it its node.
 pub fn misc(host: &Host, name: &str) -> bool {
     host.sysfs().exists(format!("/sys/class/misc/{name}"))
 }
 
-/// A function without its place on a PF, and the names in its folder.
-fn read_one(host: &Host, address: PciAddress, classes: &[u8]) -> Result<Option<(Function, Vec<String>)>, DiscoverError> {
-    let (sysfs, device) = (host.sysfs(), pci_device(address));
-    let class_file = format!("{device}/class");
-    let Some(class) = sysfs.read_opt(&class_file)? else { return Ok(None) };
-    let class = discover::parse(&class_file, &class, "a PCI class such as 0x020000", |text| u32::from_str_radix(text.strip_prefix("0x")?, 16).ok())?;
-    let Some(class) = class.to_be_bytes().get(1).copied().filter(|class| classes.contains(class)) else { return Ok(None) };
-    let Some(names) = sysfs.list_opt(&device)? else { return Ok(None) };
-    let Some((vendor, id)) = discover::ids(sysfs, &device)? else { return Ok(None) };
-    let has = |name: &str| contains(&names, name);
-    let rdma = list(sysfs, &names, &device, "infiniband")?;
-    let pkey = match rdma.first() {
-        Some(first) => sysfs.read_opt(format!("{device}/infiniband/{first}/ports/1/pkeys/0"))?,
-        None => None,
+/// What `uevent` tells of a function in one read; files of their own tell the same.
+struct Identity {
+    class: u32,
+    vendor: VendorId,
+    device: DeviceId,
+    subsystem: Option<(VendorId, DeviceId)>,
+    driver: Option<String>,
+}
+
+/// `None` when a line is missing that each PCI function has.
+fn identity(uevent: &str) -> Option<Identity> {
+    let value = |key: &str| uevent.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    let pair = |text: &str| {
+        let (vendor, device) = text.split_once(':')?;
+        Some((vendor.parse().ok()?, device.parse().ok()?))
     };
+    let (vendor, device) = value("PCI_ID").and_then(pair)?;
+    let class = u32::from_str_radix(value("PCI_CLASS")?, 16).ok()?;
+    Some(Identity { class, vendor, device, subsystem: value("PCI_SUBSYS_ID").and_then(pair), driver: value("DRIVER").map(str::to_owned) })
+}
+
+/// As [`identity`], from files.
+fn identity_of_files(sysfs: &Sysfs, device: &str, folder: &Folder) -> Result<Option<Identity>, DiscoverError> {
+    let class_file = format!("{device}/class");
+    let Some(class) = folder.read("class")? else { return Ok(None) };
+    let class = discover::parse(&class_file, &class, "a PCI class such as 0x020000", |text| u32::from_str_radix(text.strip_prefix("0x")?, 16).ok())?;
+    let Some((vendor, id)) = discover::ids(sysfs, device)? else { return Ok(None) };
+    let subsystem = match (folder.read("subsystem_vendor")?, folder.read("subsystem_device")?) {
+        (Some(vendor), Some(id)) => vendor.parse().ok().zip(id.parse().ok()),
+        _ => None,
+    };
+    Ok(Some(Identity { class, vendor, device: id, subsystem, driver: folder.link_name("driver")? }))
+}
+
+/// A function without its place on a PF, and its folder.
+fn read_one(host: &Host, address: PciAddress, classes: &[u8]) -> Result<Option<(Function, Folder)>, DiscoverError> {
+    let (sysfs, device) = (host.sysfs(), pci_device(address));
+    let Some(folder) = sysfs.folder(&device)? else { return Ok(None) };
+    let told = if folder.has("uevent") { folder.read("uevent")? } else { None };
+    let told = match told.as_deref().and_then(identity) {
+        Some(told) => told,
+        None => match identity_of_files(sysfs, &device, &folder)? {
+            Some(read) => read,
+            None => return Ok(None),
+        },
+    };
+    let Some(class) = told.class.to_be_bytes().get(1).copied().filter(|class| classes.contains(class)) else { return Ok(None) };
+    let rdma = folder.list("infiniband")?;
     let function = Function {
         class,
-        vendor,
-        device: id,
-        driver: if has("driver") { driver::current(host, address)? } else { None },
-        numa_node: discover::numa_node(sysfs, &device)?,
-        has_group: has("iommu_group"),
+        vendor: told.vendor,
+        device: told.device,
+        subsystem: told.subsystem,
+        driver: told.driver,
+        numa_node: node(&device, &folder)?,
+        has_group: folder.has("iommu_group"),
         vf_of: None,
-        numvfs: if has("sriov_numvfs") { discover::number(sysfs, &device, "sriov_numvfs")?.unwrap_or_default() } else { 0 },
-        acpi_index: if has("acpi_index") { sysfs.read_opt(format!("{device}/acpi_index"))? } else { None },
-        netdevs: list(sysfs, &names, &device, "net")?,
-        pkey,
+        numvfs: if folder.has("sriov_numvfs") { discover::number(sysfs, &device, "sriov_numvfs")?.unwrap_or_default() } else { 0 },
+        acpi_index: if folder.has("acpi_index") { folder.read("acpi_index")? } else { None },
+        netdevs: folder.list("net")?,
+        pkey: first_pkey(&folder, &rdma)?,
         rdma,
-        vdpa: vdpa(sysfs, &names, &device)?,
-        root: if has("physfn") { None } else { pci_root(sysfs, address)? },
+        vdpa: vdpa(&folder)?,
+        root: if folder.has("physfn") { None } else { pci_root(sysfs, address)? },
     };
-    Ok(Some((function, names)))
+    Ok(Some((function, folder)))
+}
+
+/// The NUMA node; the kernel writes -1 where the platform tells none.
+pub(crate) fn node(device: &str, folder: &Folder) -> Result<Option<u16>, DiscoverError> {
+    let Some(text) = folder.read("numa_node")? else { return Ok(None) };
+    let node: i32 = discover::parse(&format!("{device}/numa_node"), &text, "a number", |text| text.parse().ok())?;
+    Ok(u16::try_from(node).ok())
+}
+
+pub(crate) fn first_pkey(folder: &Folder, rdma: &[String]) -> Result<Option<String>, SysfsError> {
+    match rdma.first() {
+        Some(first) => folder.read(&format!("infiniband/{first}/ports/1/pkeys/0")),
+        None => Ok(None),
+    }
 }
 
 /// The VFs that a PF links to.
-fn virtual_functions(host: &Host, pf: PciAddress, names: &[String]) -> Vec<(VfIndex, PciAddress)> {
-    let device = pci_device(pf);
+fn virtual_functions(folder: &Folder) -> Vec<(VfIndex, PciAddress)> {
     let vf = |name: &String| {
         let index = name.strip_prefix("virtfn")?.parse().ok()?;
-        let target = host.sysfs().read_link_name(format!("{device}/{name}")).ok()??;
-        Some((VfIndex(index), target.parse().ok()?))
+        Some((VfIndex(index), folder.link_name(name).ok()??.parse().ok()?))
     };
-    names.iter().filter_map(vf).collect()
+    folder.names().iter().filter_map(vf).collect()
 }
 
 /// The functions that the machine's own tree puts on one PCI root, by the link of the bus: `../../../devices/pci0000:3a/...`.
@@ -228,37 +300,23 @@ fn pci_root(sysfs: &Sysfs, address: PciAddress) -> Result<Option<String>, SysfsE
     Ok(target.and_then(|target| target.components().find_map(root)))
 }
 
-fn vdpa(sysfs: &Sysfs, names: &[String], device: &str) -> Result<Option<Vdpa>, SysfsError> {
+pub(crate) fn vdpa(folder: &Folder) -> Result<Option<Vdpa>, SysfsError> {
     let is_vdpa =
         |name: &&String| name.strip_prefix("vdpa").is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()) && !number.is_empty());
-    let Some(name) = names.iter().find(is_vdpa) else { return Ok(None) };
-    let folder = format!("{device}/{name}");
-    let node = sysfs.list_opt(&folder)?.unwrap_or_default().into_iter().find(|name| name.starts_with("vhost-vdpa-"));
-    Ok(Some(Vdpa { name: name.clone(), driver: sysfs.read_link_name(format!("{folder}/driver"))?, node }))
+    let Some(name) = folder.names().iter().find(is_vdpa) else { return Ok(None) };
+    let node = folder.list(name)?.into_iter().find(|name| name.starts_with("vhost-vdpa-"));
+    Ok(Some(Vdpa { name: name.clone(), driver: folder.link_name(&format!("{name}/driver"))?, node }))
 }
 
-fn rdma_nodes(host: &Host, names: &[String], device: &str) -> Result<Vec<String>, SysfsError> {
+fn rdma_nodes(host: &Host, folder: &Folder) -> Result<Vec<String>, SysfsError> {
     let mut nodes = Vec::new();
-    for (folder, kind) in [("infiniband_cm", "ucm"), ("infiniband_mad", "issm"), ("infiniband_mad", "umad"), ("infiniband_verbs", "uverbs")] {
-        nodes.extend(list(host.sysfs(), names, device, folder)?.into_iter().filter(|node| node.starts_with(kind)));
+    for (of, kind) in [("infiniband_cm", "ucm"), ("infiniband_mad", "issm"), ("infiniband_mad", "umad"), ("infiniband_verbs", "uverbs")] {
+        nodes.extend(folder.list(of)?.into_iter().filter(|node| node.starts_with(kind)));
     }
     if !nodes.is_empty() && misc(host, "rdma_cm") {
         nodes.push("rdma_cm".to_owned());
     }
     Ok(nodes)
-}
-
-/// The names in a folder of a function, whose own names are known.
-fn list(sysfs: &Sysfs, names: &[String], device: &str, folder: &str) -> Result<Vec<String>, SysfsError> {
-    if !contains(names, folder) {
-        return Ok(Vec::new());
-    }
-    Ok(sysfs.list_opt(format!("{device}/{folder}"))?.unwrap_or_default())
-}
-
-/// `names` are sorted.
-fn contains(names: &[String], name: &str) -> bool {
-    names.binary_search_by(|known| known.as_str().cmp(name)).is_ok()
 }
 
 #[cfg(test)]
@@ -285,11 +343,46 @@ mod tests {
     }
 
     #[test]
+    fn one_file_tells_what_five_others_do() {
+        let device = format!("/sys/bus/pci/devices/{VF}");
+        let plain = igb_pf(SysfsTree::new(), 3)
+            .file(&format!("{device}/subsystem_vendor"), "0x1028\n")
+            .file(&format!("{device}/subsystem_device"), "0x1f9b\n");
+        let uevent = "DRIVER=igbvf\nPCI_CLASS=20000\nPCI_ID=8086:10CA\nPCI_SUBSYS_ID=1028:1F9B\nPCI_SLOT_NAME=0000:01:10.2\n";
+        let told = plain.clone().file(&format!("{device}/uevent"), uevent);
+        let read = |tree: SysfsTree| {
+            let fake = tree.build().unwrap();
+            super::read(&fake.host(), VF.parse().unwrap(), &[NETWORK_CLASS]).unwrap()
+        };
+        let function = read(plain.clone()).unwrap();
+        assert_eq!(function.subsystem, Some((VendorId(0x1028), DeviceId(0x1f9b))));
+        assert_eq!(read(told.clone()), Some(function.clone()));
+        // Cut short by a kernel that we do not know, it is not believed.
+        assert_eq!(read(plain.file(&format!("{device}/uevent"), "DRIVER=other\n")), Some(function));
+        let unbound = told.file(&format!("{device}/uevent"), &uevent.replace("DRIVER=igbvf\n", ""));
+        assert_eq!(read(unbound).unwrap().driver, None);
+    }
+
+    #[test]
     fn one_function_that_cannot_be_read_is_a_fault_and_hides_no_other() {
         let fake = igb_pf(SysfsTree::new(), 2).file("/sys/bus/pci/devices/0000:01:10.0/vendor", "nonsense\n").build().unwrap();
         let Scan { functions, faults } = scan(&fake.host(), &[NETWORK_CLASS]).unwrap();
         assert_eq!((functions.len(), faults.len()), (2, 1));
         assert_eq!(faults[0].0.to_string(), "0000:01:10.0");
+    }
+
+    #[test]
+    fn what_drivers_from_outside_the_kernel_count_is_read_from_a_folder_or_a_file() {
+        let stats = |index: u16| format!("/sys/bus/pci/devices/0000:01:00.0/sriov/{index}/stats");
+        let tree = igb_pf(SysfsTree::new(), 3)
+            .file(&format!("{}/tx_errors", stats(0)), "7\n")
+            .file(&format!("{}/rx_bytes", stats(0)), "9\n")
+            .file(&stats(1), "tx_packets    : 5011\ntx_bytes      : 4450870\nnonsense\n");
+        let fake = tree.build().unwrap();
+        let read = |index| vf_stats(&fake.host(), "0000:01:00.0".parse().unwrap(), VfIndex(index));
+        assert_eq!(read(0), [("rx_bytes".to_owned(), 9), ("tx_errors".to_owned(), 7)]);
+        assert_eq!(read(1), [("tx_packets".to_owned(), 5011), ("tx_bytes".to_owned(), 4_450_870)]);
+        assert_eq!(read(2), []);
     }
 
     #[test]

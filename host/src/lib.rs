@@ -13,6 +13,7 @@ use crate::pci::PciAddress;
 use crate::sysfs::Sysfs;
 
 pub mod boot_config;
+pub mod auxiliary;
 pub mod discover;
 pub mod driver;
 pub mod function;

@@ -190,6 +190,17 @@ fn pci_function(tree: SysfsTree, address: &str, id: &str, driver: &str) -> Sysfs
         .link(&format!("{device}/driver"), &format!("../../../../bus/pci/drivers/{driver}"))
 }
 
+/// Adds a subfunction of a PCI function, with the names that mlx5 gives: device `mlx5_core.sf.<number>`, netdev `enp1s0f0s<sfnum>`.
+#[must_use]
+pub fn subfunction(tree: SysfsTree, parent: &str, number: u32, sfnum: u16) -> SysfsTree {
+    let name = format!("mlx5_core.sf.{number}");
+    let folder = format!("/sys/devices/pci0000:00/{parent}/{name}");
+    tree.file(&format!("{folder}/sfnum"), &format!("{sfnum}\n"))
+        .link(&format!("{folder}/driver"), "../../../../bus/auxiliary/drivers/mlx5_core.sf")
+        .dir(&format!("{folder}/net/enp1s0f0s{sfnum}"))
+        .link(&format!("/sys/bus/auxiliary/devices/{name}"), &format!("../../../devices/pci0000:00/{parent}/{name}"))
+}
+
 /// A network namespace of its own, with only a loopback that is down. It ends with the value and all that was opened in it. Needs root.
 pub fn new_netns() -> Result<NetNs, NetNsError> {
     let make = || {

@@ -1,0 +1,149 @@
+//! I/O: network functions on the auxiliary bus: subfunctions (`mlx5_core.sf.4`), which a driver cuts out of a PCI function without SR-IOV.
+//!
+//! What lives here: finding them and saying how one is used. Making them (devlink ports) does not.
+//!
+//! Invariant: a subfunction is told as the PCI function that it would be: as a VF of its parent whose index is its `sfnum`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Host;
+use crate::discover::{self, DiscoverError};
+use crate::function::{self, Access, Function, NETWORK_CLASS};
+use crate::pci::PciAddress;
+use crate::vf::VfIndex;
+
+const DEVICES: &str = "/sys/bus/auxiliary/devices";
+
+/// The name of a subfunction on the auxiliary bus: driver, `sf`, number (`mlx5_core.sf.4`).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SfName(String);
+
+/// A text that is not the name of a subfunction.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{given:?} is not a subfunction: expected driver.sf.number, for example mlx5_core.sf.4")]
+pub struct SfParseError {
+    /// The refused text.
+    pub given: String,
+}
+
+impl FromStr for SfName {
+    type Err = SfParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut parts = text.split('.');
+        let is_driver = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        let is_number = |part: &str| (1..=10).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit());
+        let fits = parts.next().is_some_and(is_driver) && parts.next() == Some("sf") && parts.next().is_some_and(is_number) && parts.next().is_none();
+        if fits { Ok(Self(text.to_owned())) } else { Err(SfParseError { given: text.to_owned() }) }
+    }
+}
+
+impl TryFrom<String> for SfName {
+    type Error = SfParseError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<SfName> for String {
+    fn from(name: SfName) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for SfName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// All subfunctions, and those that could not be read. A kernel without the bus has none.
+pub fn scan(host: &Host) -> Result<(BTreeMap<SfName, Function>, Vec<(SfName, DiscoverError)>), DiscoverError> {
+    let (mut found, mut faults) = (BTreeMap::new(), Vec::new());
+    for name in host.sysfs().list_opt(DEVICES)?.unwrap_or_default().iter().filter_map(|name| name.parse::<SfName>().ok()) {
+        match read(host, &name) {
+            Ok(Some(function)) => drop(found.insert(name, function)),
+            Ok(None) => {}
+            Err(error) => faults.push((name, error)),
+        }
+    }
+    Ok((found, faults))
+}
+
+/// One subfunction; `None` when there is none, or its parent is no network function.
+pub fn read(host: &Host, name: &SfName) -> Result<Option<Function>, DiscoverError> {
+    let (sysfs, device) = (host.sysfs(), format!("{DEVICES}/{name}"));
+    let Some(folder) = sysfs.folder(&device)? else { return Ok(None) };
+    let is_pci = |part: std::path::Component<'_>| part.as_os_str().to_str()?.parse::<PciAddress>().ok();
+    let Some(parent) = sysfs.read_link(&device)?.and_then(|target| target.components().filter_map(is_pci).next_back()) else { return Ok(None) };
+    let number_file = format!("{device}/sfnum");
+    let number = folder.read("sfnum")?.unwrap_or_default();
+    let number = discover::parse(&number_file, &number, "a number up to 65535", |text| text.parse().ok())?;
+    let Some(base) = function::read(host, parent, &[NETWORK_CLASS])? else { return Ok(None) };
+    let rdma = folder.list("infiniband")?;
+    Ok(Some(Function {
+        driver: folder.link_name("driver")?,
+        has_group: false,
+        vf_of: Some((parent, VfIndex(number))),
+        numvfs: 0,
+        acpi_index: None,
+        netdevs: folder.list("net")?,
+        pkey: function::first_pkey(&folder, &rdma)?,
+        rdma,
+        vdpa: function::vdpa(&folder)?,
+        root: None,
+        ..base
+    }))
+}
+
+/// How a subfunction is used right now; `None` when it is not there.
+pub fn access(host: &Host, name: &SfName) -> Result<Option<Access>, DiscoverError> {
+    function::access_of(host, &format!("{DEVICES}/{name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{SysfsTree, igb_pf, subfunction};
+
+    #[test]
+    fn names_have_a_driver_a_kind_and_a_number() {
+        assert_eq!("mlx5_core.sf.4".parse::<SfName>().unwrap().to_string(), "mlx5_core.sf.4");
+        for text in ["mlx5_core.eth.4", "mlx5_core.sf", "mlx5_core.sf.", "mlx5_core.sf.x", ".sf.4", "a/b.sf.4", "mlx5_core.sf.4.5", "0000:01:00.0"] {
+            assert!(text.parse::<SfName>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_subfunction_is_told_as_a_vf_of_its_parent() {
+        let tree = subfunction(igb_pf(SysfsTree::new(), 1), "0000:01:00.0", 4, 88).dir("/sys/bus/auxiliary/devices/mlx5_core.eth.4");
+        let fake = tree.build().unwrap();
+        let (found, faults) = scan(&fake.host()).unwrap();
+        assert!(faults.is_empty(), "{faults:?}");
+        let function = &found[&"mlx5_core.sf.4".parse().unwrap()];
+        assert_eq!(found.len(), 1);
+        assert_eq!(function.vf_of, Some(("0000:01:00.0".parse().unwrap(), VfIndex(88))));
+        assert_eq!((function.driver.as_deref(), function.netdevs.as_slice()), (Some("mlx5_core.sf"), &["enp1s0f0s88".to_owned()][..]));
+        let parent = function::read(&fake.host(), "0000:01:00.0".parse().unwrap(), &[NETWORK_CLASS]).unwrap().unwrap();
+        assert_eq!((function.vendor, function.device, function.class), (parent.vendor, parent.device, NETWORK_CLASS));
+        assert_eq!(access(&fake.host(), &"mlx5_core.sf.4".parse().unwrap()).unwrap().unwrap().driver.as_deref(), Some("mlx5_core.sf"));
+        assert_eq!(access(&fake.host(), &"mlx5_core.sf.5".parse().unwrap()).unwrap(), None);
+    }
+
+    #[test]
+    fn a_subfunction_without_a_number_is_a_fault_and_a_kernel_without_the_bus_has_none() {
+        let fake =
+            subfunction(igb_pf(SysfsTree::new(), 1), "0000:01:00.0", 4, 88).without("/sys/devices/pci0000:00/0000:01:00.0/mlx5_core.sf.4/sfnum");
+        let (found, faults) = scan(&fake.build().unwrap().host()).unwrap();
+        assert_eq!((found.len(), faults.len()), (0, 1));
+        assert!(faults[0].1.to_string().contains("/sfnum holds \"\", expected a number up to 65535"), "{}", faults[0].1);
+        let (found, faults) = scan(&igb_pf(SysfsTree::new(), 1).build().unwrap().host()).unwrap();
+        assert_eq!((found.len(), faults.len()), (0, 0));
+    }
+}
