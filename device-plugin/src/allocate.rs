@@ -10,9 +10,8 @@
 use std::collections::BTreeMap;
 
 use sriov_host::function::Access;
-use sriov_host::pci::PciAddress;
 
-use crate::pool::{Device, Health, Pool, PoolName, VdpaType};
+use crate::pool::{Device, DeviceId, Health, Pool, PoolName, VdpaType};
 use crate::select::is_vfio;
 
 const VFIO_CONTAINER: &str = "/dev/vfio/vfio";
@@ -35,8 +34,8 @@ pub struct Grant {
 /// One device that a container gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Granted {
-    /// Its address.
-    pub address: PciAddress,
+    /// Its id.
+    pub address: DeviceId,
     /// Its device nodes, in the field's order.
     pub nodes: Vec<Node>,
     /// Its RDMA devices, if its selector asks for RDMA.
@@ -69,7 +68,7 @@ pub enum AllocateError {
     #[error("{address} of {pool} cannot be used: {health}")]
     RefuseUnhealthy {
         /// The device.
-        address: PciAddress,
+        address: DeviceId,
         /// Its pool.
         pool: PoolName,
         /// Why.
@@ -79,7 +78,7 @@ pub enum AllocateError {
     #[error("{address} of {pool} is no longer on this node")]
     LoseDevice {
         /// The device.
-        address: PciAddress,
+        address: DeviceId,
         /// Its pool.
         pool: PoolName,
     },
@@ -87,7 +86,7 @@ pub enum AllocateError {
     #[error("{address} of {pool} has driver {found}, it was offered with {offered}")]
     LoseDriver {
         /// The device.
-        address: PciAddress,
+        address: DeviceId,
         /// Its pool.
         pool: PoolName,
         /// What it has now, `none` if unbound.
@@ -99,7 +98,7 @@ pub enum AllocateError {
     #[error("{address} of {pool} has no {what}")]
     MissNode {
         /// The device.
-        address: PciAddress,
+        address: DeviceId,
         /// Its pool.
         pool: PoolName,
         /// What is missing, and for what.
@@ -109,7 +108,7 @@ pub enum AllocateError {
     #[error("{address} of {pool} is still in use by {by}")]
     RefuseHeld {
         /// The device.
-        address: PciAddress,
+        address: DeviceId,
         /// Its pool.
         pool: PoolName,
         /// Who has it.
@@ -132,12 +131,12 @@ impl AllocateError {
 }
 
 /// What a container gets that asked for these devices. `look` looks at a device as it is now.
-pub fn container(pool: &Pool, ids: &[String], look: &dyn Fn(PciAddress) -> Option<Access>) -> Result<Grant, AllocateError> {
+pub fn container(pool: &Pool, ids: &[String], look: &dyn Fn(&DeviceId) -> Option<Access>) -> Result<Grant, AllocateError> {
     let mut info = BTreeMap::new();
     let mut devices = Vec::new();
     for id in ids {
         let (address, device) = offered(pool, id)?;
-        let access = look(address).ok_or_else(|| AllocateError::LoseDevice { address, pool: pool.name.clone() })?;
+        let access = look(&address).ok_or_else(|| AllocateError::LoseDevice { address: address.clone(), pool: pool.name.clone() })?;
         let (granted, keys) = Giving { pool, address, device, access: &access }.give()?;
         devices.push(granted);
         info.insert(id.as_str(), keys);
@@ -151,8 +150,8 @@ pub fn container(pool: &Pool, ids: &[String], look: &dyn Fn(PciAddress) -> Optio
     Ok(Grant { envs, devices })
 }
 
-fn offered<'a>(pool: &'a Pool, id: &str) -> Result<(PciAddress, &'a Device), AllocateError> {
-    let device = id.parse().ok().and_then(|address| Some((address, pool.devices.get(&address)?)));
+fn offered<'a>(pool: &'a Pool, id: &str) -> Result<(DeviceId, &'a Device), AllocateError> {
+    let device = id.parse().ok().and_then(|address: DeviceId| pool.devices.get(&address).map(|device| (address, device)));
     let (address, device) = device.ok_or_else(|| AllocateError::MissDevice { id: id.to_owned(), pool: pool.name.clone() })?;
     if device.health != Health::Healthy {
         return Err(AllocateError::RefuseUnhealthy { address, pool: pool.name.clone(), health: device.health.clone() });
@@ -166,7 +165,7 @@ type Info = BTreeMap<&'static str, BTreeMap<String, String>>;
 /// One device on its way to a container.
 struct Giving<'a> {
     pool: &'a Pool,
-    address: PciAddress,
+    address: DeviceId,
     device: &'a Device,
     access: &'a Access,
 }
@@ -176,9 +175,9 @@ impl Giving<'_> {
         if self.access.driver != self.device.driver {
             let name = |driver: &Option<String>| driver.clone().unwrap_or_else(|| "none".to_owned());
             let (found, offered) = (name(&self.access.driver), name(&self.device.driver));
-            return Err(AllocateError::LoseDriver { address: self.address, pool: self.pool.name.clone(), found, offered });
+            return Err(AllocateError::LoseDriver { address: self.address.clone(), pool: self.pool.name.clone(), found, offered });
         }
-        let mut granted = Granted { address: self.address, nodes: Vec::new(), rdma: Vec::new(), vdpa: None };
+        let mut granted = Granted { address: self.address.clone(), nodes: Vec::new(), rdma: Vec::new(), vdpa: None };
         let mut info = Info::from([("generic", keys([("deviceID", self.address.to_string())]))]);
         self.user_space_driver(&mut granted, &mut info)?;
         if let Some(wanted) = self.device.needs.vdpa {
@@ -249,7 +248,7 @@ impl Giving<'_> {
     }
 
     fn miss(&self, what: String) -> AllocateError {
-        AllocateError::MissNode { address: self.address, pool: self.pool.name.clone(), what }
+        AllocateError::MissNode { address: self.address.clone(), pool: self.pool.name.clone(), what }
     }
 }
 

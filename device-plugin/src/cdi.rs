@@ -12,10 +12,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use sriov_host::pci::PciAddress;
 
 use crate::allocate::Granted;
-use crate::pool::PoolName;
+use crate::pool::{DeviceId, PoolName};
 
 /// The field's beginning of the file names.
 const FILE_PREFIX: &str = "sriov-dp-";
@@ -31,7 +30,7 @@ pub struct CdiError {
 }
 
 /// The qualified name of a device: what the kubelet hands to the runtime.
-pub fn device_name(pool: &PoolName, address: PciAddress) -> String {
+pub fn device_name(pool: &PoolName, address: &DeviceId) -> String {
     format!("{}={address}", pool.cdi_kind())
 }
 

@@ -15,6 +15,7 @@ use serde::Deserialize;
 use sriov_host::pci::PciAddress;
 
 use crate::facts::Held;
+use crate::pool::DeviceId;
 
 /// `NSFS_MAGIC` of `linux/magic.h`.
 const NSFS_MAGIC: i64 = 0x6e73_6673;
@@ -91,7 +92,7 @@ impl Claims {
         let mut given: BTreeMap<PciAddress, (SystemTime, String)> = BTreeMap::new();
         for entry in fs::read_dir(&self.device_info).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            let Some((stem, address)) = split_info_name(&name) else { continue };
+            let Some((stem, address)) = split_info_name(&name).and_then(|(stem, id)| Some((stem, id.pci()?))) else { continue };
             let Ok(written) = entry.metadata().and_then(|metadata| metadata.modified()) else { continue };
             if given.get(&address).is_none_or(|(other, _)| *other < written) {
                 given.insert(address, (written, stem.to_owned()));
@@ -113,7 +114,7 @@ impl Claims {
 }
 
 /// Pool stem and device of a device-info file's name.
-pub fn split_info_name(name: &str) -> Option<(&str, PciAddress)> {
+pub fn split_info_name(name: &str) -> Option<(&str, DeviceId)> {
     let (stem, device) = name.strip_suffix(INFO_SUFFIX)?.rsplit_once('-')?;
     Some((stem, device.parse().ok()?))
 }

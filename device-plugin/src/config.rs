@@ -16,7 +16,7 @@ use serde_json::Value;
 use sriov_host::pci::PciAddress;
 
 pub use ranged::Ranged;
-pub use selector::Selector;
+pub use selector::{Selector, Span};
 
 use crate::pool::{PoolName, Preference};
 use fields::Fields;
@@ -47,7 +47,7 @@ pub struct PoolSpec {
     pub allow_in_use: Vec<PciAddress>,
     /// A device that one of them takes is in the pool.
     pub selectors: Vec<Selector>,
-    /// Free keys for the `extra` part of the `_INFO` variable: `*` or a PCI address, then key and value.
+    /// Free keys for the `extra` part of the `_INFO` variable: `*` or a PCI address (of a subfunction that of its parent), then key and value.
     pub additional_info: BTreeMap<String, BTreeMap<String, String>>,
 }
 
@@ -59,6 +59,19 @@ pub enum DeviceType {
     NetDevice,
     /// Processing accelerators.
     Accelerator,
+    /// Subfunctions.
+    AuxNetDevice,
+}
+
+impl DeviceType {
+    /// The word of the format.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::NetDevice => "netDevice",
+            Self::Accelerator => "accelerator",
+            Self::AuxNetDevice => "auxNetDevice",
+        }
+    }
 }
 
 /// Where an error is.
@@ -119,16 +132,6 @@ pub enum ConfigError {
         /// The keys that are known at this position.
         known: String,
     },
-    /// A key of the format that this version cannot serve yet.
-    #[error("{place}: {key}: {given} is not supported by this version")]
-    RefuseUnsupported {
-        /// Where.
-        place: Place,
-        /// The key.
-        key: String,
-        /// The value, as JSON.
-        given: String,
-    },
     /// Two resources with one name; the first stays.
     #[error("{place}: resourceName: {name} was given before, allowed is each prefix and name once")]
     RepeatName {
@@ -139,7 +142,7 @@ pub enum ConfigError {
     },
 }
 
-const DEVICE_TYPES: &str = "netDevice or accelerator";
+const DEVICE_TYPES: &str = "netDevice, accelerator or auxNetDevice";
 const PREFERENCES: &str = "pack, spread, differentPf, sameNuma or samePcieRoot";
 const CARRIER_POLICIES: &str = "ignore or unhealthy";
 const RESOURCE_NAME: &str = "a text of letters, digits, _ and -";
@@ -221,7 +224,7 @@ fn device_type(fields: &mut Fields<'_>) -> Result<DeviceType, ConfigError> {
     match fields.text("deviceType", DEVICE_TYPES)?.as_deref() {
         None | Some("" | "netDevice") => Ok(DeviceType::NetDevice),
         Some("accelerator") => Ok(DeviceType::Accelerator),
-        Some(other @ "auxNetDevice") => Err(fields.unsupported("deviceType", &Value::from(other))),
+        Some("auxNetDevice") => Ok(DeviceType::AuxNetDevice),
         Some(other) => Err(fields.bad("deviceType", &Value::from(other), DEVICE_TYPES)),
     }
 }

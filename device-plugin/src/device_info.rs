@@ -67,7 +67,7 @@ pub fn sweep(folder: &Path, has: impl Fn(&str, &str) -> bool) -> Result<usize, D
 /// The content of a device's file.
 pub fn render(granted: &Granted) -> String {
     // Written out because the order of keys is the field's. No part can hold a quote: they are names of the kernel.
-    let id = granted.address;
+    let id = &granted.address;
     if let Some((kind, parent, path)) = &granted.vdpa {
         let path = path.as_ref().map(|path| format!(r#""path":"{path}","#)).unwrap_or_default();
         let driver = kind.word();

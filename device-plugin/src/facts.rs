@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use sriov_host::auxiliary::SfName;
 use sriov_host::function::Function;
 use sriov_host::host_use::HostUse;
 use sriov_host::inventory::Netdev;
@@ -16,6 +17,8 @@ use sriov_host::pci::PciAddress;
 pub struct Facts {
     /// PCI functions that pools can be about.
     pub functions: BTreeMap<PciAddress, Function>,
+    /// Subfunctions, each told as a VF of its parent; only if some pool is about them.
+    pub subfunctions: BTreeMap<SfName, Function>,
     /// Links of the host's namespace, by index.
     pub links: BTreeMap<u32, Link>,
     /// Links that the host itself uses, by index.
@@ -26,6 +29,10 @@ pub struct Facts {
     pub held: BTreeMap<PciAddress, Held>,
     /// The DDP profile that a PF has loaded.
     pub ddp_profiles: BTreeMap<PciAddress, String>,
+    /// The version of a PF's firmware, if some selector asks.
+    pub firmware: BTreeMap<PciAddress, String>,
+    /// The speed of a PF's link in Mbit/s, if some selector asks; none while it is down.
+    pub link_speeds: BTreeMap<PciAddress, u32>,
     /// The health reporter of a PF that is in the error state.
     pub sick: BTreeMap<PciAddress, String>,
 }
@@ -60,6 +67,11 @@ impl Facts {
             }
         }
         all.into_iter().filter_map(|(address, links)| Some((address, uplink(links.into_iter())?))).collect()
+    }
+
+    /// The link of a subfunction, found by its name in sysfs: a link names a parent only on the PCI bus.
+    pub fn link_of_subfunction(&self, function: &Function) -> Option<&Link> {
+        self.links.values().find(|link| function.netdevs.contains(&link.netdev.name))
     }
 
     /// The names of a function's netdev: of its link with the alternative ones, or, when the link is not seen, those in sysfs.

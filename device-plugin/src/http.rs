@@ -75,6 +75,7 @@ fn samples(host: &Host, owners: BTreeMap<(String, String), Owner>) -> Vec<VfSamp
             numa_node: function.numa_node,
             owner: owners.get(&address.to_string()).cloned(),
             counters: counters.get(&index).copied(),
+            of_driver: function::vf_stats(host, pf, index),
             rdma: function::rdma_counters(host, *address, &function.rdma),
         })
     };

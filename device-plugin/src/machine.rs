@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sriov_host::Host;
+use sriov_host::auxiliary::{self, SfName};
 use sriov_host::discover::DiscoverError;
 use sriov_host::function::{self, ACCELERATOR_CLASS, NETWORK_CLASS};
 use sriov_host::host_use::HostNetwork;
@@ -15,6 +16,7 @@ use sriov_host::pci::PciAddress;
 use sriov_host::storage;
 
 use crate::claims::Claims;
+use crate::config::{DeviceType, PoolSpec, Selector};
 use crate::facts::Facts;
 
 const CLASSES: [u8; 2] = [NETWORK_CLASS, ACCELERATOR_CLASS];
@@ -25,8 +27,34 @@ pub struct Machine {
     host: Host,
     claims: Claims,
     facts: Facts,
-    /// Whether some selector asks for DDP profiles: reading them takes time.
-    pub wants_ddp: bool,
+    wants: Wants,
+}
+
+/// What is looked at only if some pool asks for it: it takes time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent questions")]
+pub struct Wants {
+    /// DDP profiles of PFs.
+    pub ddp: bool,
+    /// Firmware versions of PFs.
+    pub firmware: bool,
+    /// Link speeds of PFs.
+    pub speed: bool,
+    /// Subfunctions.
+    pub subfunctions: bool,
+}
+
+impl Wants {
+    /// What these pools ask for.
+    pub fn of(pools: &[PoolSpec]) -> Self {
+        let any = |asks: &dyn Fn(&Selector) -> bool| pools.iter().flat_map(|pool| &pool.selectors).any(asks);
+        Self {
+            ddp: any(&|selector| !selector.ddp_profiles.is_empty()),
+            firmware: any(&|selector| !selector.firmware_versions.is_empty()),
+            speed: any(&|selector| !selector.link_speeds.is_empty()),
+            subfunctions: pools.iter().any(|pool| pool.device_type == DeviceType::AuxNetDevice),
+        }
+    }
 }
 
 /// What changed since the last look.
@@ -36,6 +64,8 @@ pub struct Changes {
     pub everything: bool,
     /// These functions.
     pub functions: BTreeSet<PciAddress>,
+    /// These subfunctions.
+    pub subfunctions: BTreeSet<SfName>,
     /// Links, addresses, routes.
     pub net: Vec<NetChange>,
     /// Which VFs pods have.
@@ -47,14 +77,14 @@ pub struct Changes {
 impl Changes {
     /// Whether nothing changed.
     pub fn is_empty(&self) -> bool {
-        !self.everything && self.functions.is_empty() && self.net.is_empty() && !self.claims && !self.reporters
+        !self.everything && self.functions.is_empty() && self.subfunctions.is_empty() && self.net.is_empty() && !self.claims && !self.reporters
     }
 }
 
 impl Machine {
     /// Looks at the whole machine.
-    pub fn look(host: Host, claims: Claims) -> Result<Self, DiscoverError> {
-        let mut machine = Self { host, claims, facts: Facts::default(), wants_ddp: false };
+    pub fn look(host: Host, claims: Claims, wants: Wants) -> Result<Self, DiscoverError> {
+        let mut machine = Self { host, claims, facts: Facts::default(), wants };
         machine.look_again()?;
         Ok(machine)
     }
@@ -64,15 +94,19 @@ impl Machine {
         &self.facts
     }
 
-    /// Looks at what changed; whether that made a difference.
-    pub fn refresh(&mut self, changes: Changes) -> Result<bool, DiscoverError> {
-        if changes.everything {
+    /// Looks at what changed, and at everything when more is asked for than before; whether that made a difference.
+    pub fn refresh(&mut self, changes: Changes, wants: Wants) -> Result<bool, DiscoverError> {
+        let asked = std::mem::replace(&mut self.wants, wants);
+        if changes.everything || asked != wants {
             self.look_again()?;
             return Ok(true);
         }
         let mut differs = false;
         for address in &changes.functions {
             differs |= self.look_at(*address);
+        }
+        for name in changes.subfunctions.into_iter().filter(|_| wants.subfunctions) {
+            differs |= self.look_at_subfunction(name);
         }
         differs |= self.follow(changes.net)?;
         if changes.claims || !changes.functions.is_empty() {
@@ -103,8 +137,30 @@ impl Machine {
         self.facts.held = self.claims.read();
         self.facts.vhost_net = vhost_net(&self.host);
         self.facts.sick = self.sick();
-        self.facts.ddp_profiles = if self.wants_ddp { self.ddp_profiles() } else { BTreeMap::new() };
+        self.facts.ddp_profiles = if self.wants.ddp { self.of_firmware("the DDP profile", &ddp_profile) } else { BTreeMap::new() };
+        self.facts.firmware = if self.wants.firmware { self.of_firmware("the firmware", &firmware) } else { BTreeMap::new() };
+        self.facts.link_speeds = if self.wants.speed { self.link_speeds() } else { BTreeMap::new() };
+        self.facts.subfunctions = BTreeMap::new();
+        if self.wants.subfunctions {
+            let (found, faults) = auxiliary::scan(&self.host)?;
+            for (device, error) in &faults {
+                tracing::warn!(%device, %error, "left out a subfunction");
+            }
+            self.facts.subfunctions = found;
+        }
         Ok(())
+    }
+
+    fn look_at_subfunction(&mut self, name: SfName) -> bool {
+        let found = auxiliary::read(&self.host, &name).unwrap_or_else(|error| {
+            tracing::warn!(device = %name, %error, "left out a subfunction");
+            None
+        });
+        let before = match found.clone() {
+            Some(function) => self.facts.subfunctions.insert(name, function),
+            None => self.facts.subfunctions.remove(&name),
+        };
+        before != found
     }
 
     fn look_at(&mut self, address: PciAddress) -> bool {
@@ -143,6 +199,9 @@ impl Machine {
             let before = std::mem::take(&mut self.facts.uses);
             self.look_at_uses(&Route::open()?)?;
             differs |= before != self.facts.uses;
+            if self.wants.speed {
+                self.facts.link_speeds = self.link_speeds();
+            }
         }
         Ok(differs)
     }
@@ -177,17 +236,31 @@ impl Machine {
         self.physical().filter_map(reporter).collect()
     }
 
-    fn ddp_profiles(&self) -> BTreeMap<PciAddress, String> {
+    fn of_firmware(&self, what: &str, ask: &dyn Fn(&Devlink, PciAddress) -> Result<Option<String>, NetlinkError>) -> BTreeMap<PciAddress, String> {
         let Ok(devlink) = Devlink::open() else { return BTreeMap::new() };
-        let profile = |pf: PciAddress| match devlink.running_version(&pf.into(), "fw.app.name") {
-            Ok(profile) => Some((pf, profile?)),
+        let told = |pf: PciAddress| match ask(&devlink, pf) {
+            Ok(text) => Some((pf, text?)),
             Err(error) => {
-                tracing::warn!(%pf, %error, "the DDP profile of a PF is not known");
+                tracing::warn!(%pf, %error, "{what} of a PF is not known");
                 None
             }
         };
-        self.physical().filter_map(profile).collect()
+        self.physical().filter_map(told).collect()
     }
+
+    fn link_speeds(&self) -> BTreeMap<PciAddress, u32> {
+        let links = self.facts.link_of_each();
+        let speed = |pf: PciAddress| Some((pf, function::link_speed(&self.host, pf, &links.get(&pf)?.netdev.name)?));
+        self.physical().filter_map(speed).collect()
+    }
+}
+
+fn ddp_profile(devlink: &Devlink, pf: PciAddress) -> Result<Option<String>, NetlinkError> {
+    devlink.running_version(&pf.into(), "fw.app.name")
+}
+
+fn firmware(devlink: &Devlink, pf: PciAddress) -> Result<Option<String>, NetlinkError> {
+    devlink.firmware(&pf.into())
 }
 
 fn vhost_net(host: &Host) -> bool {

@@ -9,7 +9,7 @@ use clap::Parser;
 use sriov_device_plugin::args::{Args, Output, with_two_dashes};
 use sriov_device_plugin::claims::Claims;
 use sriov_device_plugin::http::{self, Sources};
-use sriov_device_plugin::machine::{Changes, Machine};
+use sriov_device_plugin::machine::{Machine, Wants};
 use sriov_device_plugin::metrics::Metrics;
 use sriov_device_plugin::pod_resources::PodResources;
 use sriov_device_plugin::pool::PoolName;
@@ -103,9 +103,7 @@ fn stop_signal() -> Result<impl Future<Output = ()>> {
 
 fn print_once(args: &Args, settings: &Settings) -> Result<ExitCode> {
     let config = settings.load()?;
-    let mut machine = Machine::look(Host::at(&args.root), Claims::new(&args.root, &args.device_info_dir))?;
-    machine.wants_ddp = true;
-    machine.refresh(Changes { everything: true, ..Changes::default() })?;
+    let machine = Machine::look(Host::at(&args.root), Claims::new(&args.root, &args.device_info_dir), Wants::of(&config.pools))?;
     let (pools, kept) = (select(&config.pools, machine.facts()), withheld(&config.pools, machine.facts()));
     let text = match args.output {
         Output::Table => once::table(&pools, &kept),

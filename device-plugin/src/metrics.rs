@@ -48,6 +48,8 @@ pub struct VfSample {
     pub owner: Option<Owner>,
     /// What its PF counts.
     pub counters: Option<VfCounters>,
+    /// What the driver of its PF counts beyond that, by the driver's names.
+    pub of_driver: Vec<(String, u64)>,
     /// What its RDMA device counts, by the kernel's names.
     pub rdma: Vec<(String, u64)>,
 }
@@ -137,6 +139,11 @@ impl Metrics {
     }
 }
 
+/// Whether a driver's name can be a part of a metric's.
+fn is_plain(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
 /// The exposition text so far.
 #[derive(Default)]
 struct Text(String);
@@ -153,6 +160,21 @@ impl Text {
         let _ = writeln!(self.0, "{name}{labels} {value}");
     }
 
+    /// A family for each name.
+    fn by_name<'a>(&mut self, prefix: &str, help: &str, samples: impl Iterator<Item = (&'a str, &'a VfSample, u64)>) {
+        let mut families: BTreeMap<&str, Vec<(&VfSample, u64)>> = BTreeMap::new();
+        for (name, vf, value) in samples {
+            families.entry(name).or_default().push((vf, value));
+        }
+        for (name, values) in families {
+            let name = format!("{prefix}{name}");
+            self.family(&name, "counter", help);
+            for (vf, value) in values {
+                self.vf(&name, vf, value);
+            }
+        }
+    }
+
     /// The families of the field's exporter, with the pod beside each value.
     fn vfs(&mut self, vfs: &[VfSample]) {
         type Get = fn(&VfCounters) -> u64;
@@ -167,27 +189,21 @@ impl Text {
             ("rx_multicast", |counters| counters.rx_multicast),
         ];
         for (name, get) in families {
-            let name = format!("sriov_vf_{name}");
-            self.family(&name, "counter", "What the PF counts of the VF, with the container that has it.");
+            let title = format!("sriov_vf_{name}");
+            self.family(&title, "counter", "What the PF counts of the VF, with the container that has it.");
             for vf in vfs {
-                if let Some(counters) = &vf.counters {
-                    self.vf(&name, vf, get(counters));
+                let of_driver = || vf.of_driver.iter().find(|(own, _)| own == name).map(|(_, value)| *value);
+                if let Some(value) = vf.counters.as_ref().map(get).or_else(of_driver) {
+                    self.vf(&title, vf, value);
                 }
             }
         }
-        let mut rdma: BTreeMap<&str, Vec<(&VfSample, u64)>> = BTreeMap::new();
-        for vf in vfs {
-            for (name, value) in &vf.rdma {
-                rdma.entry(name).or_default().push((vf, *value));
-            }
-        }
-        for (name, values) in rdma {
-            let name = format!("sriov_vf_rdma_{name}");
-            self.family(&name, "counter", "What the VF's RDMA device counts at its port 1.");
-            for (vf, value) in values {
-                self.vf(&name, vf, value);
-            }
-        }
+        let told = |name: &str| families.iter().any(|(known, _)| *known == name) || !is_plain(name);
+        let more =
+            vfs.iter().flat_map(|vf| vf.of_driver.iter().filter(|(name, _)| !told(name)).map(move |(name, value)| (name.as_str(), vf, *value)));
+        self.by_name("sriov_vf_", "What the driver of the PF counts of the VF.", more);
+        let rdma = vfs.iter().flat_map(|vf| vf.rdma.iter().filter(|(name, _)| is_plain(name)).map(move |(name, value)| (name.as_str(), vf, *value)));
+        self.by_name("sriov_vf_rdma_", "What the VF's RDMA device counts at its port 1.", rdma);
         self.family("sriov_kubepoddevice", "gauge", "1 for each device that the kubelet counts to a container.");
         for vf in vfs {
             if let (Some(owner), Some(address)) = (&vf.owner, vf.address) {
@@ -260,14 +276,18 @@ mod tests {
             numa_node: Some(1),
             owner: Some(owner),
             counters: Some(counters),
+            of_driver: vec![("rx_bytes".into(), 1), ("tx_errors".into(), 4), ("not a name".into(), 1)],
             rdma: vec![("port_rcv_data".into(), 9)],
         };
-        let text = Metrics::default().render(&[vf, VfSample { vf: 4, counters: Some(counters), ..VfSample::default() }]);
+        let only_driver = VfSample { vf: 5, of_driver: vec![("rx_packets".into(), 6)], ..VfSample::default() };
+        let text = Metrics::default().render(&[vf, VfSample { vf: 4, counters: Some(counters), ..VfSample::default() }, only_driver]);
         let of_pod = "pf=\"ens1f0\",vf=\"3\",pciAddr=\"0000:01:10.6\",numa_node=\"1\",namespace=\"n\",pod=\"p\\\"\\\\\",container=\"c\"";
         for line in [
             format!("sriov_vf_rx_bytes{{{of_pod}}} 7"),
             format!("sriov_vf_tx_dropped{{{of_pod}}} 2"),
             format!("sriov_vf_rdma_port_rcv_data{{{of_pod}}} 9"),
+            format!("sriov_vf_tx_errors{{{of_pod}}} 4"),
+            "sriov_vf_rx_packets{pf=\"\",vf=\"5\",pciAddr=\"\",numa_node=\"\",namespace=\"\",pod=\"\",container=\"\"} 6".to_owned(),
             "sriov_vf_rx_bytes{pf=\"\",vf=\"4\",pciAddr=\"\",numa_node=\"\",namespace=\"\",pod=\"\",container=\"\"} 7".to_owned(),
             "sriov_kubepoddevice{pciAddr=\"0000:01:10.6\",dev_type=\"x.io/a\",pod=\"p\\\"\\\\\",namespace=\"n\",container=\"c\"} 1".to_owned(),
         ] {

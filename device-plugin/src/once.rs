@@ -6,13 +6,12 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 
 use sriov_host::host_use::HostUse;
-use sriov_host::pci::PciAddress;
 
 use crate::config::ConfigError;
-use crate::pool::Pool;
+use crate::pool::{DeviceId, Pool};
 
 /// A line a device under a line of headings; a pool without devices has one line, and so has a device that is not offered because the host uses it.
-pub fn table(pools: &[Pool], withheld: &BTreeMap<PciAddress, HostUse>) -> String {
+pub fn table(pools: &[Pool], withheld: &BTreeMap<DeviceId, HostUse>) -> String {
     let mut rows = vec![["RESOURCE", "DEVICE", "DRIVER", "NUMA", "HEALTH"].map(str::to_owned)];
     let dash = || "-".to_owned();
     for pool in pools {
@@ -39,7 +38,7 @@ pub fn table(pools: &[Pool], withheld: &BTreeMap<PciAddress, HostUse>) -> String
 }
 
 /// One object: `pools` with name and devices, `withheld` devices with the host's use of them, `errors` as texts.
-pub fn json(pools: &[Pool], withheld: &BTreeMap<PciAddress, HostUse>, errors: &[ConfigError]) -> String {
+pub fn json(pools: &[Pool], withheld: &BTreeMap<DeviceId, HostUse>, errors: &[ConfigError]) -> String {
     let pool = |pool: &Pool| {
         let devices = pool.devices.iter().map(|(address, device)| {
             json!({ "id": address, "driver": device.driver, "numaNode": device.numa_node, "healthy": device.health.word() == "Healthy", "reason": device.health.to_string(), "place": device.place })
@@ -66,7 +65,7 @@ mod tests {
         vec![pool, Pool::empty(PoolName::new("intel.com", "none").unwrap())]
     }
 
-    fn withheld() -> BTreeMap<PciAddress, HostUse> {
+    fn withheld() -> BTreeMap<DeviceId, HostUse> {
         [("0000:02:00.0".parse().unwrap(), HostUse::DefaultRoute { link: "ens2".into(), family: "IPv4".into() })].into()
     }
 

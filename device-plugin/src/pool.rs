@@ -1,11 +1,13 @@
 //! Pure: a pool, which is one resource of the kubelet: its name, its devices, their health, and what the kubelet is told of them.
 //!
-//! Invariant: devices are ordered by PCI address, so that two equal pools are equal values and equal messages.
+//! Invariant: devices are ordered by id, so that two equal pools are equal values and equal messages.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::str::FromStr;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use sriov_host::auxiliary::{SfName, SfParseError};
 use sriov_host::pci::PciAddress;
 
 use crate::api::deviceplugin_v1beta1 as api;
@@ -95,13 +97,70 @@ impl fmt::Display for PoolName {
     }
 }
 
+/// The kubelet's id of a device: a PCI address, or the name of a subfunction.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum DeviceId {
+    /// A PCI function.
+    Pci(PciAddress),
+    /// A subfunction (`mlx5_core.sf.4`).
+    Sf(SfName),
+}
+
+impl DeviceId {
+    /// The address of a PCI function.
+    pub fn pci(&self) -> Option<PciAddress> {
+        match self {
+            Self::Pci(address) => Some(*address),
+            Self::Sf(_) => None,
+        }
+    }
+}
+
+impl From<PciAddress> for DeviceId {
+    fn from(address: PciAddress) -> Self {
+        Self::Pci(address)
+    }
+}
+
+impl FromStr for DeviceId {
+    type Err = SfParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self::Pci).or_else(|_| text.parse().map(Self::Sf))
+    }
+}
+
+impl TryFrom<String> for DeviceId {
+    type Error = SfParseError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<DeviceId> for String {
+    fn from(id: DeviceId) -> Self {
+        id.to_string()
+    }
+}
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pci(address) => address.fmt(f),
+            Self::Sf(name) => name.fmt(f),
+        }
+    }
+}
+
 /// One resource with the devices that it has now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pool {
     /// Prefix and name.
     pub name: PoolName,
-    /// By address; a device is in at most one pool.
-    pub devices: BTreeMap<PciAddress, Device>,
+    /// By id; a device is in at most one pool.
+    pub devices: BTreeMap<DeviceId, Device>,
     /// How several devices for one container go together; `None` leaves the choice to the kubelet.
     pub preference: Option<Preference>,
     /// Whether Multus is told of the devices that are given.
@@ -292,8 +351,8 @@ impl Pool {
 
     /// The message that tells the kubelet the whole pool.
     pub fn offer(&self) -> api::ListAndWatchResponse {
-        let device = |(address, device): (&PciAddress, &Device)| api::Device {
-            id: address.to_string(),
+        let device = |(id, device): (&DeviceId, &Device)| api::Device {
+            id: id.to_string(),
             health: device.health.word().to_owned(),
             topology: device.numa_node.map(|node| api::TopologyInfo { nodes: vec![api::NumaNode { id: i64::from(node) }] }),
         };
@@ -332,7 +391,7 @@ mod tests {
     fn the_offer_tells_health_and_numa_node() {
         let device =
             |numa_node, health| Device { driver: None, numa_node, health, needs: Needs::default(), place: Place::default(), extra: BTreeMap::new() };
-        let address = |text: &str| text.parse::<PciAddress>().unwrap();
+        let address = |text: &str| text.parse::<DeviceId>().unwrap();
         let mut pool = Pool::empty(PoolName::new("intel.com", "a").unwrap());
         pool.devices.insert(address("0000:01:10.2"), device(None, Health::Unbound));
         pool.devices.insert(address("0000:01:10.0"), device(Some(1), Health::Healthy));

@@ -5,14 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sriov_host::pci::PciAddress;
-
-use crate::pool::{Place, Pool, Preference};
+use crate::pool::{DeviceId, Place, Pool, Preference};
 
 /// The ids to take, in order of choice.
 pub fn choose(pool: &Pool, available: &[String], must_include: &[String], size: usize) -> Vec<String> {
     let Some(preference) = pool.preference else { return Vec::new() };
-    let place_of = |id: &String| id.parse::<PciAddress>().ok().and_then(|address| pool.devices.get(&address)).map(|device| device.place.clone());
+    let place_of = |id: &String| id.parse::<DeviceId>().ok().and_then(|address| pool.devices.get(&address)).map(|device| device.place.clone());
     let mut chosen: Vec<(String, Place)> = must_include.iter().map(|id| (id.clone(), place_of(id).unwrap_or_default())).collect();
     let mut taken: BTreeSet<&String> = must_include.iter().collect();
     let mut left: Vec<(String, Place)> = Vec::new();
@@ -73,6 +71,8 @@ fn together(
 mod tests {
     use proptest::prelude::*;
 
+    use sriov_host::pci::PciAddress;
+
     use super::*;
     use crate::pool::{Device, Health, Needs, PoolName};
 
@@ -87,7 +87,7 @@ mod tests {
                 let place = Place { numa_node: Some(node), root: Some(format!("pci0000:0{node}")), pf: PciAddress::new(0, number, 0, 0) };
                 let device =
                     Device { driver: None, numa_node: None, health: Health::Healthy, needs: Needs::default(), place, extra: BTreeMap::new() };
-                pool.devices.insert(address, device);
+                pool.devices.insert(address.into(), device);
             }
         }
         let ids = pool.devices.keys().map(ToString::to_string).collect();

@@ -11,14 +11,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use sriov_host::discover::DiscoverError;
 use sriov_host::host_use::HostUse;
-use sriov_host::pci::PciAddress;
 use tokio::task::JoinError;
 
 use crate::config::{self, Config};
 use crate::kubelet::KUBELET_SOCKET;
-use crate::machine::{Changes, Machine};
+use crate::machine::{Changes, Machine, Wants};
 use crate::pod_resources::PodResources;
-use crate::pool::{Health, Pool, PoolName};
+use crate::pool::{DeviceId, Health, Pool, PoolName};
 use crate::select::{select, withheld};
 use crate::server::{Node, Serving, folder_of};
 use crate::socket::Identity;
@@ -130,7 +129,7 @@ struct Plugin {
     /// Looked at on threads for blocking calls, one at a time.
     machine: Arc<Mutex<Machine>>,
     /// What is not offered because the host uses it, to say it once.
-    withheld: BTreeMap<PciAddress, HostUse>,
+    withheld: BTreeMap<DeviceId, HostUse>,
     /// The kubelet with which the pools are registered.
     kubelet: Option<Identity>,
     serving: BTreeMap<PoolName, Serving>,
@@ -139,21 +138,25 @@ struct Plugin {
 /// What a look at the machine leads to.
 struct Offer {
     pools: Vec<Pool>,
-    withheld: BTreeMap<PciAddress, HostUse>,
+    withheld: BTreeMap<DeviceId, HostUse>,
     /// VFs that are gone from the machine and that pods have.
-    orphans: Vec<PciAddress>,
+    orphans: Vec<DeviceId>,
 }
 
 impl Plugin {
     async fn start(settings: Settings, node: Arc<Node>, pods: Option<PodResources>) -> Result<Self, RunError> {
-        let looking = node.clone();
-        let look = move || Machine::look(looking.host.clone(), looking.claims.clone());
+        let (loading, looking) = (settings.clone(), node.clone());
+        let look = move || {
+            // What the file asks for decides how closely is looked; it is read again below, where it counts.
+            let wants = loading.load().map(|config| Wants::of(&config.pools)).unwrap_or_default();
+            Machine::look(looking.host.clone(), looking.claims.clone(), wants)
+        };
         let machine = Arc::new(Mutex::new(tokio::task::spawn_blocking(look).await??));
         let kubelet = Identity::of(&node.sockets.join(KUBELET_SOCKET));
         let (config, withheld, serving) = (Arc::new(Config::default()), BTreeMap::new(), BTreeMap::new());
         let mut plugin = Self { settings, node, pods, config, refused: None, machine, withheld, kubelet, serving };
         plugin.load();
-        plugin.follow(Changes { reporters: true, ..Changes::default() }).await?;
+        plugin.follow(Changes::default()).await?;
         plugin.sweep().await;
         Ok(plugin)
     }
@@ -190,10 +193,10 @@ impl Plugin {
         let (machine, config) = (self.machine.clone(), self.config.clone());
         let look = move || {
             let mut machine = machine.lock().unwrap_or_else(PoisonError::into_inner);
-            machine.wants_ddp = config.pools.iter().flat_map(|pool| &pool.selectors).any(|selector| !selector.ddp_profiles.is_empty());
-            machine.refresh(changes)?;
+            machine.refresh(changes, Wants::of(&config.pools))?;
             let facts = machine.facts();
-            let orphans = facts.held.keys().filter(|address| !facts.functions.contains_key(address)).copied().collect();
+            let orphans =
+                facts.held.keys().filter(|address| !facts.functions.contains_key(address)).map(|address| DeviceId::from(*address)).collect();
             Ok::<_, DiscoverError>(Offer { pools: select(&config.pools, facts), withheld: withheld(&config.pools, facts), orphans })
         };
         match tokio::task::spawn_blocking(look).await? {
@@ -216,8 +219,8 @@ impl Plugin {
         for mut pool in offer.pools {
             if let Some(serving) = self.serving.get(&pool.name) {
                 let before = serving.pool();
-                let orphans = offer.orphans.iter().filter_map(|address| Some((*address, before.devices.get(address)?.clone())));
-                pool.devices.extend(orphans.map(|(address, device)| (address, crate::pool::Device { health: Health::Vanished, ..device })));
+                let orphans = offer.orphans.iter().filter_map(|id| Some((id.clone(), before.devices.get(id)?.clone())));
+                pool.devices.extend(orphans.map(|(id, device)| (id, crate::pool::Device { health: Health::Vanished, ..device })));
                 if serving.offer(pool) {
                     tell(&serving.pool(), Some(&before));
                 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use futures::stream::{self, Stream};
 use sriov_host::Host;
+use sriov_host::auxiliary;
 use sriov_host::function;
 use sriov_host::pci::PciAddress;
 use tokio::sync::{Notify, oneshot, watch};
@@ -28,7 +29,7 @@ use crate::claims::Claims;
 use crate::handover::Elder;
 use crate::kubelet::Registrar;
 use crate::metrics::Metrics;
-use crate::pool::{Health, Pool};
+use crate::pool::{DeviceId, Health, Pool};
 use crate::socket::{self, Identity, SocketError};
 use crate::watch::FolderWatch;
 use crate::watcher::{self, Introduction};
@@ -61,8 +62,12 @@ pub struct Node {
 
 impl Node {
     /// How a device is used now. A device that cannot be read is one that cannot be given.
-    fn look(&self, address: PciAddress) -> Option<function::Access> {
-        function::access(&self.host, address).ok().flatten()
+    fn look(&self, id: &DeviceId) -> Option<function::Access> {
+        let found = match id {
+            DeviceId::Pci(address) => function::access(&self.host, *address),
+            DeviceId::Sf(name) => auxiliary::access(&self.host, name),
+        };
+        found.ok().flatten()
     }
 
     /// Brings the pool's CDI spec in line with its devices. What a device needs that cannot be given now is told at its allocation.
@@ -71,7 +76,7 @@ impl Node {
         // An offer and an allocation may write at the same time.
         let _one_at_a_time = self.cdi_writes.lock().unwrap_or_else(PoisonError::into_inner);
         let healthy = pool.devices.iter().filter(|(_, device)| device.health == Health::Healthy);
-        let granted = |(address, _): (&PciAddress, _)| allocate::container(pool, &[address.to_string()], &|address| self.look(address)).ok();
+        let granted = |(id, _): (&DeviceId, _)| allocate::container(pool, &[id.to_string()], &|id| self.look(id)).ok();
         let devices: Vec<Granted> = healthy.filter_map(granted).flat_map(|grant| grant.devices).collect();
         if let Err(error) = cdi::write(folder, &pool.name, &devices) {
             tracing::error!(pool = %pool.name, %error, "failed to write the CDI spec");
@@ -189,12 +194,12 @@ async fn returned(node: &Node, pool: &Pool, addresses: &[PciAddress]) -> Result<
     tracing::info!(pool = %pool.name, device = %address, %by, "waiting for a device to be given back");
     let deadline = tokio::time::Instant::now() + RETURN_WITHIN;
     let Ok(mut journals) = FolderWatch::start(&node.claims.journals()) else {
-        return Err(AllocateError::RefuseHeld { address, pool: pool.name.clone(), by });
+        return Err(AllocateError::RefuseHeld { address: address.into(), pool: pool.name.clone(), by });
     };
     while let Some((address, by)) = held() {
         match tokio::time::timeout_at(deadline, journals.changed()).await {
             Ok(Ok(())) => {}
-            _ => return Err(AllocateError::RefuseHeld { address, pool: pool.name.clone(), by }),
+            _ => return Err(AllocateError::RefuseHeld { address: address.into(), pool: pool.name.clone(), by }),
         }
     }
     Ok(())
@@ -204,7 +209,7 @@ fn allocate(node: &Node, pool: &Pool, request: &api::AllocateRequest) -> Result<
     let mut answer = api::AllocateResponse::default();
     for container in &request.container_requests {
         let ids = &container.devices_ids;
-        let grant = allocate::container(pool, ids, &|address| node.look(address))?;
+        let grant = allocate::container(pool, ids, &|id| node.look(id))?;
         for granted in grant.devices.iter().filter(|_| pool.has_device_info) {
             // Multus can do without the file; the pod gets its device.
             if let Err(error) = device_info::write(&node.device_info, &pool.name, granted) {
@@ -227,7 +232,7 @@ fn response(pool: &Pool, grant: Grant, by_cdi: bool) -> api::ContainerAllocateRe
     let mut response = api::ContainerAllocateResponse::default();
     if by_cdi {
         let with_nodes = grant.devices.iter().filter(|granted| !granted.nodes.is_empty());
-        response.cdi_devices = with_nodes.map(|granted| api::CdiDevice { name: cdi::device_name(&pool.name, granted.address) }).collect();
+        response.cdi_devices = with_nodes.map(|granted| api::CdiDevice { name: cdi::device_name(&pool.name, &granted.address) }).collect();
     } else {
         let node = |node: &allocate::Node| api::DeviceSpec {
             container_path: node.container.clone(),

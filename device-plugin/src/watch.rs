@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::io::Errno;
+use sriov_host::auxiliary::SfName;
 use sriov_host::netlink::devlink::DevlinkMonitor;
 use sriov_host::netlink::{LinkMonitorError, NetMonitor};
 use sriov_host::pci::PciAddress;
@@ -170,7 +171,10 @@ impl Events {
             loop {
                 match socket.next(now) {
                     Ok(None) => break,
-                    Ok(Some(event)) => changes.functions.extend(function_of(&event.devpath)),
+                    Ok(Some(event)) => match subfunction_of(&event.devpath) {
+                        Some(name) => drop(changes.subfunctions.insert(name)),
+                        None => changes.functions.extend(function_of(&event.devpath)),
+                    },
                     // A look finds what the lost events were about.
                     Err(UeventError::Overrun) => changes.everything = true,
                     Err(error) => {
@@ -225,6 +229,11 @@ fn function_of(devpath: &str) -> Option<PciAddress> {
     devpath.rsplit('/').find_map(|part| part.parse().ok())
 }
 
+/// The subfunction that a path of sysfs is about.
+fn subfunction_of(devpath: &str) -> Option<SfName> {
+    devpath.rsplit('/').find_map(|part| part.parse().ok())
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -248,6 +257,9 @@ mod tests {
         assert_eq!(function("/devices/pci0000:00/0000:00:01.0/0000:01:10.0/net/eth0").as_deref(), Some("0000:01:10.0"));
         assert_eq!(function("/devices/pci0000:00/0000:00:01.0").as_deref(), Some("0000:00:01.0"));
         assert_eq!(function("/devices/virtual/net/lo"), None);
+        let subfunction = subfunction_of("/devices/pci0000:00/0000:08:00.0/mlx5_core.sf.4/net/en8f0s4");
+        assert_eq!(subfunction.map(|name| name.to_string()).as_deref(), Some("mlx5_core.sf.4"));
+        assert_eq!(subfunction_of("/devices/pci0000:00/0000:08:00.0/net/en8f0"), None);
     }
 
     #[test]

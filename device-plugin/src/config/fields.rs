@@ -82,10 +82,6 @@ impl<'a> Fields<'a> {
         bad(self.place, &format!("{}{key}", self.path), given, allowed)
     }
 
-    pub(super) fn unsupported(&self, key: &str, given: &Value) -> ConfigError {
-        unsupported(self.place, &format!("{}{key}", self.path), given)
-    }
-
     pub(super) fn missing(&self, key: &str, allowed: &'static str) -> ConfigError {
         ConfigError::MissKey { place: self.place.clone(), key: format!("{}{key}", self.path), allowed }
     }
@@ -93,8 +89,4 @@ impl<'a> Fields<'a> {
 
 pub(super) fn bad(place: &Place, key: &str, given: &Value, allowed: &str) -> ConfigError {
     ConfigError::ReadKey { place: place.clone(), key: key.to_owned(), given: given.to_string(), allowed: allowed.to_owned() }
-}
-
-pub(super) fn unsupported(place: &Place, key: &str, given: &Value) -> ConfigError {
-    ConfigError::RefuseUnsupported { place: place.clone(), key: key.to_owned(), given: given.to_string() }
 }

@@ -1,7 +1,7 @@
 //! Pure: tests of the config format. Whole files with their outcome are in `testdata/config`.
 
 use proptest::prelude::*;
-use sriov_host::inventory::LinkType;
+use sriov_host::inventory::{EswitchMode, LinkType};
 use sriov_host::pci::{DeviceId, VendorId};
 
 use super::*;
@@ -52,15 +52,32 @@ fn all_keys_of_a_selector_are_read() {
         devices: vec![DeviceId(0x10ca), DeviceId(0x154c)],
         drivers: vec!["igbvf".to_owned(), "vfio-pci".to_owned()],
         pci_addresses: vec!["0000:01:10.0".parse().unwrap()],
-        acpi_indexes: vec!["101".to_owned()],
+        acpi_indexes: vec![101..=101],
         pf_names: vec![Ranged { pf: "ens1f0".to_owned(), indexes: Some(vec![0..=1]) }],
         root_devices: vec![Ranged { pf: "0000:01:00.0".parse().unwrap(), indexes: None }],
         link_types: vec![LinkType::Ether],
         ddp_profiles: vec!["GTPv1-C/U IPv4/IPv6 payload".to_owned()],
         p_keys: vec!["0x8001".to_owned()],
         needs: Needs { rdma: true, vdpa: None, vhost_net: true },
+        ..Selector::default()
     };
     assert_eq!(selector, Ok(expected));
+    let ours = selected(
+        r#""subsystemVendors":["1028"],"subsystemDevices":["1f9b"],"numaNodes":["0","2-3"],"pcieRoots":["pci0000:3a"],"linkSpeeds":["25000-100000"],
+        "firmwareVersions":["22.31.*"],"eswitchModes":["legacy","switchdev"],"acpiIndexes":["101-104"]"#,
+    );
+    let expected = Selector {
+        subsystem_vendors: vec![VendorId(0x1028)],
+        subsystem_devices: vec![DeviceId(0x1f9b)],
+        numa_nodes: vec![0..=0, 2..=3],
+        pcie_roots: vec!["pci0000:3a".to_owned()],
+        link_speeds: vec![25_000..=100_000],
+        firmware_versions: vec!["22.31.*".to_owned()],
+        eswitch_modes: vec![EswitchMode::Legacy, EswitchMode::Switchdev],
+        acpi_indexes: vec![101..=104],
+        ..Selector::default()
+    };
+    assert_eq!(ours, Ok(expected));
     assert_eq!(selected(r#""vdpaType":"virtio""#).unwrap().needs.vdpa, Some(VdpaType::Virtio));
 }
 
@@ -79,7 +96,7 @@ fn an_accelerator_is_selected_by_what_it_has() {
         one(r#""deviceType":"accelerator","selectors":{"vendors":["8086"],"devices":["0d5d"],"drivers":["vfio-pci"],"pfNames":[],"isRdma":false}"#);
     assert_eq!(pool.unwrap().device_type, DeviceType::Accelerator);
     let error = one(r#""deviceType":"accelerator","selectors":[{"linkTypes":["ether"]}]"#).unwrap_err();
-    assert!(error.ends_with("selectors[0].linkTypes: a value was given, allowed is only with deviceType netDevice"), "{error}");
+    assert!(error.ends_with(r#"selectors[0].linkTypes: "a value" was given, allowed is nothing with deviceType accelerator"#), "{error}");
 }
 
 #[test]
@@ -107,7 +124,15 @@ fn a_value_of_the_wrong_kind_names_file_resource_and_key() {
         (r#""selectors":{},"allocationPolicy":"best""#, "allocationPolicy", r#""best""#),
         (r#""selectors":{},"carrierPolicy":true"#, "carrierPolicy", "true"),
         (r#""selectors":{},"allowInUse":["ens1"]"#, "allowInUse", r#""ens1""#),
-        (r#""selectors":{"auxTypes":["sf"]}"#, "selectors.auxTypes", r#""a non-empty list""#),
+        (r#""selectors":{"auxTypes":["sf"]}"#, "selectors.auxTypes", r#""a value""#),
+        (r#""deviceType":"auxNetDevice","selectors":{"auxTypes":["eth"]}"#, "selectors.auxTypes", r#""eth""#),
+        (r#""deviceType":"auxNetDevice","selectors":{"auxTypes":["sf"],"pciAddresses":["0000:01:00.0"]}"#, "selectors.pciAddresses", r#""a value""#),
+        (r#""selectors":{"numaNodes":["1-0"]}"#, "selectors.numaNodes", r#""1-0""#),
+        (r#""selectors":{"linkSpeeds":["fast"]}"#, "selectors.linkSpeeds", r#""fast""#),
+        (r#""selectors":{"eswitchModes":["none"]}"#, "selectors.eswitchModes", r#""none""#),
+        (r#""selectors":{"pcieRoots":["0000:3a"]}"#, "selectors.pcieRoots", r#""0000:3a""#),
+        (r#""selectors":{"subsystemVendors":["dell"]}"#, "selectors.subsystemVendors", r#""dell""#),
+        (r#""selectors":{"firmwareVersions":[""]}"#, "selectors.firmwareVersions", r#""""#),
         (r#""selectors":{"vdpaType":"x"}"#, "selectors.vdpaType", r#""x""#),
         (r#""selectors":{},"excludeTopology":1"#, "excludeTopology", "1"),
         (r#""selectors":{},"deviceType":"nic""#, "deviceType", r#""nic""#),
@@ -120,10 +145,21 @@ fn a_value_of_the_wrong_kind_names_file_resource_and_key() {
 }
 
 #[test]
-fn subfunctions_are_refused_by_name() {
-    let error = one(r#""selectors":{"auxTypes":["sf"]},"deviceType":"auxNetDevice""#).unwrap_err();
-    assert_eq!(error, r#"c.json: resource a: deviceType: "auxNetDevice" is not supported by this version"#);
+fn each_selector_of_subfunctions_names_their_type() {
+    let aux = |selectors: &str| one(&format!(r#""deviceType":"auxNetDevice","selectors":{selectors}"#));
+    assert_eq!(aux(r#"{"auxTypes":["sf"],"pfNames":["ens1f0#0-3"],"isRdma":true}"#).unwrap().device_type, DeviceType::AuxNetDevice);
+    for (selectors, key) in [("{}", "selectors.auxTypes"), (r#"[{"auxTypes":["sf"]},{"auxTypes":[]}]"#, "selectors[1].auxTypes")] {
+        let error = aux(selectors).unwrap_err();
+        assert_eq!(error, format!("c.json: resource a: {key}: missing, allowed is a list of sf"));
+    }
+}
+
+#[test]
+fn rdma_and_vdpa_exclude_each_other_in_one_selector_only() {
     assert!(selected(r#""isRdma":true,"vdpaType":"vhost""#).unwrap_err().contains("only without isRdma"));
+    assert!(one(r#""selectors":[{"isRdma":true},{"vdpaType":"vhost"}]"#).is_ok());
+    let second = one(r#""selectors":[{},{"isRdma":true,"vdpaType":"virtio"}]"#).unwrap_err();
+    assert!(second.contains("selectors[1].vdpaType"), "{second}");
 }
 
 proptest! {

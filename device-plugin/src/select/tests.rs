@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use sriov_host::function::Vdpa;
 use sriov_host::inventory::Netdev;
 use sriov_host::netlink::Stack;
-use sriov_host::pci::{DeviceId, VendorId};
+use sriov_host::pci::VendorId;
 use sriov_host::vf::VfIndex;
 
 use super::*;
@@ -31,7 +31,8 @@ fn function(device: u16, driver: &str, vf_of: Option<(&str, u16)>) -> Function {
     Function {
         class: NETWORK_CLASS,
         vendor: VendorId(0x8086),
-        device: DeviceId(device),
+        device: sriov_host::pci::DeviceId(device),
+        subsystem: None,
         driver: Some(driver.to_owned()),
         numa_node: Some(u16::from(vf_of.is_some())),
         has_group: true,
@@ -69,7 +70,7 @@ fn change(facts: &mut Facts, device: &str, change: impl FnOnce(&mut Function)) {
 fn selected(resources: &str, facts: &Facts) -> Vec<(String, Vec<String>)> {
     let config = config::parse("c.json", &format!(r#"{{"resourceList":[{resources}]}}"#), "x.io").unwrap();
     assert_eq!(config.errors, []);
-    let device = |(address, device): (&PciAddress, &Device)| {
+    let device = |(address, device): (&DeviceId, &Device)| {
         let mark = if device.health == Health::Healthy { "" } else { "!" };
         format!("{}{mark}", &address.to_string()[5..])
     };
@@ -140,7 +141,7 @@ fn pool(facts: &Facts, selector: &str) -> Vec<String> {
 fn health_of_vf(facts: &Facts, keys: &str) -> Health {
     let text = format!(r#"{{"resourceList":[{{"resourceName":"a",{keys}}}]}}"#);
     let pools = select(&config::parse("c.json", &text, "x.io").unwrap().pools, facts);
-    pools[0].devices[&address(VF)].health.clone()
+    pools[0].devices[&address(VF).into()].health.clone()
 }
 
 #[test]
@@ -201,7 +202,7 @@ fn what_the_host_uses_is_offered_only_where_it_is_allowed() {
     facts.uses = [(3, default_route()), (2, default_route())].into();
     assert!(selected(&plain, &facts)[0].1.is_empty());
     let config = config::parse("c.json", &format!(r#"{{"resourceList":[{plain}]}}"#), "x.io").unwrap();
-    assert_eq!(withheld(&config.pools, &facts), [(address("0000:02:00.0"), default_route())].into());
+    assert_eq!(withheld(&config.pools, &facts), [(address("0000:02:00.0").into(), default_route())].into());
     let allowed = format!(r#"{{"resourceName":"a","allowInUse":["0000:02:00.0"],{all}}}"#);
     assert_eq!(selected(&allowed, &facts)[0].1, ["02:00.0"]);
     // The host's use of a PF says nothing about its VFs; its use of a VF does.
@@ -281,12 +282,108 @@ proptest! {
         let mut seen = BTreeSet::new();
         for pool in &pools {
             for (device, state) in &pool.devices {
-                prop_assert!(seen.insert(*device), "{} is in two pools", device);
-                let through = facts.held.get(device).and_then(|held| held.through.clone());
+                prop_assert!(seen.insert(device.clone()), "{} is in two pools", device);
+                let through = facts.held.get(&device.pci().unwrap()).and_then(|held| held.through.clone());
                 let of_another = through.is_some_and(|through| through != pool.name.stem());
                 prop_assert!(!(of_another && state.health == Health::Healthy), "{} is offered by {}", device, pool.name);
             }
         }
+    }
+}
+
+/// A machine with subfunctions 4 and 88 of the PF that has no VFs, the first with RDMA.
+fn facts_with_subfunctions() -> Facts {
+    let mut facts = facts();
+    facts.links.insert(3, link(3, "ens2f0", "0000:02:00.0"));
+    for (name, number, rdma) in [("mlx5_core.sf.2", 4, vec!["mlx5_4".to_owned()]), ("mlx5_core.sf.3", 88, vec![])] {
+        let function =
+            Function { rdma, netdevs: vec![format!("ens2f0s{number}")], ..function(0x10c9, "mlx5_core.sf", Some(("0000:02:00.0", number))) };
+        facts.subfunctions.insert(name.parse().unwrap(), function);
+    }
+    facts
+}
+
+#[test]
+fn subfunctions_are_selected_by_their_parent_and_number() {
+    let facts = facts_with_subfunctions();
+    let of = |selectors: &str| {
+        let resource = format!(r#"{{"resourceName":"a","deviceType":"auxNetDevice","selectors":{selectors}}}"#);
+        selected(&resource, &facts).remove(0).1
+    };
+    let (four, both) = (&["core.sf.2"][..], &["core.sf.2", "core.sf.3"][..]);
+    for (selector, devices) in [
+        (r#"{"auxTypes":["sf"]}"#, both),
+        (r#"{"auxTypes":["sf"],"vendors":["8086"],"devices":["10c9"]}"#, both),
+        (r#"{"auxTypes":["sf"],"pfNames":["ens2f0#0-4"]}"#, four),
+        (r#"{"auxTypes":["sf"],"rootDevices":["0000:02:00.0#88"]}"#, &["core.sf.3"]),
+        (r#"{"auxTypes":["sf"],"rootDevices":["0000:01:00.0"]}"#, &[]),
+        (r#"{"auxTypes":["sf"],"drivers":["igb"]}"#, both),
+        (r#"{"auxTypes":["sf"],"drivers":["mlx5_core.sf"]}"#, both),
+        (r#"{"auxTypes":["sf"],"drivers":["igbvf"]}"#, &[]),
+        (r#"{"auxTypes":["sf"],"linkTypes":["ether"]}"#, both),
+        (r#"{"auxTypes":["sf"],"isRdma":true}"#, four),
+        (r#"[{"auxTypes":["sf"],"pfNames":["ens2f0#88"],"needVhostNet":true},{"auxTypes":["sf"],"isRdma":true}]"#, both),
+    ] {
+        assert_eq!(of(selector), devices, "{selector}");
+    }
+    // They are no network controllers on the PCI bus, and a PF that has some is still one.
+    assert_eq!(pool(&facts, r#"{"devices":["10c9"]}"#), ["02:00.0"]);
+}
+
+#[test]
+fn a_subfunction_has_the_health_of_its_parent_and_is_kept_from_pods_while_the_host_uses_it() {
+    let mut facts = facts_with_subfunctions();
+    let pool = |facts: &Facts, more: &str| {
+        let resource = format!(r#"{{"resourceName":"a","deviceType":"auxNetDevice","selectors":{{"auxTypes":["sf"]}}{more}}}"#);
+        let config = config::parse("c.json", &format!(r#"{{"resourceList":[{resource}]}}"#), "x.io").unwrap();
+        (select(&config.pools, facts).remove(0), withheld(&config.pools, facts))
+    };
+    let id: DeviceId = "mlx5_core.sf.2".parse().unwrap();
+    facts.links.get_mut(&3).unwrap().netdev.carrier = false;
+    assert_eq!(pool(&facts, "").0.devices[&id].health, Health::Healthy);
+    let parent = address("0000:02:00.0");
+    assert_eq!(pool(&facts, r#","carrierPolicy":"unhealthy""#).0.devices[&id].health, Health::NoCarrier { pf: parent });
+    let extra = pool(&facts, r#","additionalInfo":{"0000:02:00.0":{"k":"v"}}"#).0.devices[&id].extra.clone();
+    assert_eq!(extra, [("k".to_owned(), "v".to_owned())].into());
+    assert!(!pool(&facts, "").0.has_device_info);
+    facts.links.insert(9, link(9, "ens2f0s4", ""));
+    facts.uses = [(9, default_route())].into();
+    let (offered, kept) = pool(&facts, "");
+    assert_eq!((offered.devices.contains_key(&id), kept), (false, [(id.clone(), default_route())].into()));
+    assert!(pool(&facts, r#","allowInUse":["0000:02:00.0"]"#).0.devices.contains_key(&id));
+}
+
+#[test]
+fn keys_beyond_the_fields_select_by_board_place_speed_firmware_and_mode() {
+    let mut facts = facts();
+    change(&mut facts, VF, |vf| {
+        (vf.subsystem, vf.acpi_index) = (Some((VendorId(0x1028), sriov_host::pci::DeviceId(0x1f9b))), Some("102".to_owned()))
+    });
+    change(&mut facts, PF, |pf| pf.root = Some("pci0000:00".to_owned()));
+    change(&mut facts, "0000:02:00.0", |pf| (pf.root, pf.numa_node) = (Some("pci0000:3a".to_owned()), Some(3)));
+    facts.firmware = [(address(PF), "22.31.1014".to_owned())].into();
+    facts.link_speeds = [(address(PF), 25_000), (address("0000:02:00.0"), 1000)].into();
+    facts.links.get_mut(&2).unwrap().stack.switch_id = Some("beef".to_owned());
+    let vfs = &["01:10.0", "01:10.2", "01:10.4", "01:10.6"][..];
+    for (selector, devices) in [
+        (r#"{"subsystemVendors":["1028"]}"#, &["01:10.0"][..]),
+        (r#"{"subsystemDevices":["1f9b","1f9c"]}"#, &["01:10.0"]),
+        (r#"{"subsystemVendors":["15b3"]}"#, &[]),
+        (r#"{"acpiIndexes":["101-104"]}"#, &["01:10.0"]),
+        (r#"{"acpiIndexes":["103-104"]}"#, &[]),
+        (r#"{"numaNodes":["2-3"]}"#, &["02:00.0"]),
+        (r#"{"numaNodes":["1"]}"#, vfs),
+        (r#"{"pcieRoots":["pci0000:00"]}"#, vfs),
+        (r#"{"pcieRoots":["pci0000:3a"]}"#, &["02:00.0"]),
+        (r#"{"linkSpeeds":["10000-100000"]}"#, vfs),
+        (r#"{"linkSpeeds":["1000"]}"#, &["02:00.0"]),
+        (r#"{"firmwareVersions":["22.31.1014"]}"#, vfs),
+        (r#"{"firmwareVersions":["22.*"]}"#, vfs),
+        (r#"{"firmwareVersions":["22"]}"#, &[]),
+        (r#"{"eswitchModes":["switchdev"]}"#, vfs),
+        (r#"{"eswitchModes":["legacy"]}"#, &["02:00.0"]),
+    ] {
+        assert_eq!(pool(&facts, selector), devices, "{selector}");
     }
 }
 
@@ -295,7 +392,7 @@ fn topology_info_and_vhost_follow_the_selector_that_took_the_device() {
     let text = r#"{"resourceList":[{"resourceName":"a","excludeTopology":true,"additionalInfo":{"*":{"k":"1","l":"1"},"0000:01:10.0":{"k":"2"}},
         "selectors":[{"pciAddresses":["0000:01:10.0"],"needVhostNet":true},{"drivers":["igbvf"]}]}]}"#;
     let pools = select(&config::parse("c.json", text, "x.io").unwrap().pools, &facts());
-    let device = |of: &str| &pools[0].devices[&address(of)];
+    let device = |of: &str| &pools[0].devices[&address(of).into()];
     let extra = |pairs: [(&str, &str); 2]| pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
     assert_eq!((device("0000:01:10.0").needs.vhost_net, device("0000:01:10.2").needs.vhost_net), (true, false));
     assert_eq!(device("0000:01:10.0").extra, extra([("k", "2"), ("l", "1")]));
