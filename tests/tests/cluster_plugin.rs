@@ -15,23 +15,59 @@ use sriov_tests::lab::topology::{Node, Topology};
 sriov_tests::lab_tests! {
     Topology::cluster([Node::new(1)]);
     vfs_of_a_file_written_by_hand_are_allocatable,
-    the_capacity_stays_after_one_plugin_took_over_from_another,
+    the_capacity_never_dips_while_one_plugin_takes_over_from_another,
+    a_file_that_is_written_again_changes_nothing,
     a_kubelet_that_restarts_has_the_capacity_again,
     a_vf_without_driver_is_not_allocatable_until_it_has_one_again,
     vfs_that_are_made_anew_are_offered_without_a_restart,
     a_container_gets_its_device_nodes_by_cdi,
+    a_change_of_one_pf_leaves_the_capacity_of_the_other_alone,
     vfs_of_a_pf_that_is_pulled_out_are_gone,
+    a_kubelet_finds_the_pools_in_its_folder_of_plugins,
 }
 
 const PROGRAM: &str = "/usr/local/sbin/sriov-device-plugin";
 const CONFIG: &str = "/etc/pcidp/config.json";
+const KUBELET_LOG: &str = "/var/log/kubelet.log";
+const REGISTERED: &str = "registered with the kubelet";
 const NODE: &str = "node1";
 /// What a machine that emulates another one may take for what takes a second.
 const SLOWLY: Duration = Duration::from_secs(30);
 
-fn start(cluster: &Cluster<'_>, log: &str) -> Result<u32> {
-    let arguments = [PROGRAM, "-config-file", CONFIG, "-resource-prefix", "openshift.io", "-use-cdi", "--v", "10"];
+fn start(cluster: &Cluster<'_>, log: &str, more: &[&str]) -> Result<u32> {
+    let arguments = [&[PROGRAM, "-config-file", CONFIG, "-resource-prefix", "openshift.io", "-use-cdi", "--v", "10"], more].concat();
     cluster.guest(1)?.command(&arguments).spawn(log)
+}
+
+/// What the kubelet's log says of a pool since its first `skip` lines: how many devices may be given, at each change. The device manager writes a line whenever
+/// that number changes, so that no dip is too short to be seen.
+fn counts(cluster: &Cluster<'_>, resource: &str, skip: usize) -> Result<Vec<u32>> {
+    let log = cluster.guest(1)?.read_text(KUBELET_LOG)?;
+    let name = format!("resourceName=\"openshift.io/{resource}\"");
+    let count = |line: &str| -> Option<u32> {
+        if line.contains("Endpoint became unhealthy") {
+            return Some(0);
+        }
+        line.contains("Processed device updates for resource").then(|| line.split_once("healthyCount=")?.1.split_whitespace().next()?.parse().ok())?
+    };
+    Ok(log.lines().skip(skip).filter(|line| line.contains(&name)).filter_map(count).collect())
+}
+
+fn log_lines(cluster: &Cluster<'_>) -> Result<usize> {
+    Ok(cluster.guest(1)?.read_text(KUBELET_LOG)?.lines().count())
+}
+
+/// How often this is in a log of the guest.
+fn times(cluster: &Cluster<'_>, log: &str, text: &str) -> Result<usize> {
+    Ok(cluster.guest(1)?.read_text(log)?.matches(text).count())
+}
+
+/// A pod is given a device of the pool.
+fn gives(cluster: &Cluster<'_>, resource: &str) -> Result<()> {
+    cluster.apply(&pod("given", NODE, "", resource, 1))?;
+    cluster.wait_pod("given")?;
+    ensure!(!cluster.devices_of("given", resource)?.concat().is_empty(), "the pod has no device");
+    cluster.delete("default", "pod", "given")
 }
 
 fn configure(cluster: &Cluster<'_>, pools: &[Value]) -> Result<()> {
@@ -72,38 +108,53 @@ fn vfs_of_a_file_written_by_hand_are_allocatable(lab: &mut Lab) -> Result<()> {
     guest.copy_program(&product("sriov-device-plugin")?, PROGRAM)?;
     guest.sh("echo 4 > /sys/class/net/enp1s0/device/sriov_numvfs")?;
     configure(&cluster, &[pool("nics", &address(&cluster, "enp1s0")?, "igbvf")])?;
-    start(&cluster, "/var/log/plugin-1.log")?;
+    start(&cluster, "/var/log/plugin-1.log", &[])?;
     cluster.wait_allocatable(NODE, "nics", 4, PATIENCE)
 }
 
-fn the_capacity_stays_after_one_plugin_took_over_from_another(lab: &mut Lab) -> Result<()> {
+fn the_capacity_never_dips_while_one_plugin_takes_over_from_another(lab: &mut Lab) -> Result<()> {
     let cluster = Cluster::of(lab);
     let guest = cluster.guest(1)?;
-    let before = guest.run(&["pidof", "sriov-device-plugin"])?;
-    start(&cluster, "/var/log/plugin-2.log")?;
-    cluster.wait("the second plugin is registered", SLOWLY, || {
-        Ok(guest.read_text("/var/log/plugin-2.log")?.contains("registered with the kubelet").then_some(()))
+    let older = guest.run(&["pidof", "sriov-device-plugin"])?;
+    let skip = log_lines(&cluster)?;
+    let log = "/var/log/plugin-2.log";
+    start(&cluster, log, &[])?;
+    cluster.wait("the second plugin takes over", SLOWLY, || Ok((times(&cluster, log, "taking over from an older instance")? > 0).then_some(())))?;
+    guest.sh(&format!("kill -TERM {}", older.trim()))?;
+    cluster.wait("the second plugin is registered for good", SLOWLY, || {
+        Ok((times(&cluster, log, "the older instance has ended")? > 0 && times(&cluster, log, REGISTERED)? > 1).then_some(()))
     })?;
-    stays(&cluster, "nics", "4", Duration::from_secs(3))?;
-    guest.sh(&format!("kill -TERM {}", before.trim()))?;
-    // The kubelet ends the stream of the newer one with that of the older, and the newer registers again.
-    cluster.wait("the second plugin is registered again", SLOWLY, || {
-        Ok((guest.read_text("/var/log/plugin-2.log")?.matches("registered with the kubelet").count() >= 2).then_some(()))
-    })?;
-    cluster.wait_allocatable(NODE, "nics", 4, SLOWLY)?;
     // Longer than the kubelet takes to tell the API server of a change.
-    stays(&cluster, "nics", "4", Duration::from_secs(12))
+    stays(&cluster, "nics", "4", Duration::from_secs(12))?;
+    let counts = counts(&cluster, "nics", skip)?;
+    ensure!(counts.len() >= 2 && counts.iter().all(|count| *count == 4), "the kubelet counted {counts:?}");
+    gives(&cluster, "nics")
+}
+
+fn a_file_that_is_written_again_changes_nothing(lab: &mut Lab) -> Result<()> {
+    let cluster = Cluster::of(lab);
+    let skip = log_lines(&cluster)?;
+    // As the config daemon does when it starts again.
+    for _ in 0..3 {
+        configure(&cluster, &[pool("nics", &address(&cluster, "enp1s0")?, "igbvf")])?;
+    }
+    stays(&cluster, "nics", "4", Duration::from_secs(3))?;
+    same("the kubelet's counts", &counts(&cluster, "nics", skip)?, &vec![])
 }
 
 fn a_kubelet_that_restarts_has_the_capacity_again(lab: &mut Lab) -> Result<()> {
     let cluster = Cluster::of(lab);
     let guest = cluster.guest(1)?;
-    let registered = || -> Result<usize> { Ok(guest.read_text("/var/log/plugin-2.log")?.matches("registered with the kubelet").count()) };
-    let before = registered()?;
+    let log = "/var/log/plugin-2.log";
+    let (before, skip) = (times(&cluster, log, REGISTERED)?, log_lines(&cluster)?);
     guest.sh("kill -KILL $(pidof kubelet)")?;
-    cluster.wait("the plugin is registered with the new kubelet", PATIENCE, || Ok((registered()? > before).then_some(())))?;
+    cluster.wait("the plugin is registered with the new kubelet", PATIENCE, || Ok((times(&cluster, log, REGISTERED)? > before).then_some(())))?;
     cluster.wait_allocatable(NODE, "nics", 4, SLOWLY)?;
-    stays(&cluster, "nics", "4", Duration::from_secs(12))
+    stays(&cluster, "nics", "4", Duration::from_secs(12))?;
+    // A new kubelet counts none until it is told; from then on it is as before.
+    let counts = counts(&cluster, "nics", skip)?;
+    ensure!(!counts.is_empty() && counts.iter().all(|count| *count == 4), "the kubelet counted {counts:?}");
+    Ok(())
 }
 
 fn a_vf_without_driver_is_not_allocatable_until_it_has_one_again(lab: &mut Lab) -> Result<()> {
@@ -153,6 +204,17 @@ fn a_container_gets_its_device_nodes_by_cdi(lab: &mut Lab) -> Result<()> {
     cluster.delete("default", "pod", "v")
 }
 
+fn a_change_of_one_pf_leaves_the_capacity_of_the_other_alone(lab: &mut Lab) -> Result<()> {
+    let cluster = Cluster::of(lab);
+    let skip = log_lines(&cluster)?;
+    for count in [0, 3, 0, 4] {
+        cluster.guest(1)?.sh(&format!("echo {count} > /sys/class/net/enp1s0/device/sriov_numvfs"))?;
+        cluster.wait_allocatable(NODE, "nics", count, SLOWLY)?;
+        same("allocatable of the other PF", &allocatable(&cluster, "dpdk")?.as_str(), &"2")?;
+    }
+    same("the kubelet's counts of the other PF", &counts(&cluster, "dpdk", skip)?, &vec![])
+}
+
 fn vfs_of_a_pf_that_is_pulled_out_are_gone(lab: &mut Lab) -> Result<()> {
     let cluster = Cluster::of(lab);
     let guest = cluster.guest(1)?;
@@ -161,4 +223,24 @@ fn vfs_of_a_pf_that_is_pulled_out_are_gone(lab: &mut Lab) -> Result<()> {
     cluster.wait_allocatable(NODE, "nics", 0, SLOWLY)?;
     same("allocatable of the other PF", &allocatable(&cluster, "dpdk")?.as_str(), &"2")?;
     same("the plugin's process", &guest.run(&["pidof", "sriov-device-plugin"])?, &process)
+}
+
+fn a_kubelet_finds_the_pools_in_its_folder_of_plugins(lab: &mut Lab) -> Result<()> {
+    let cluster = Cluster::of(lab);
+    let guest = cluster.guest(1)?;
+    let log = "/var/log/plugin-3.log";
+    guest.sh("kill -TERM $(pidof sriov-device-plugin)")?;
+    start(&cluster, log, &["--plugin-watcher"])?;
+    let registered =
+        |more: usize| cluster.wait("the kubelet has found the pool", PATIENCE, || Ok((times(&cluster, log, REGISTERED)? >= more).then_some(())));
+    // The pool of the PF that is gone is there too, and empty.
+    registered(2)?;
+    guest
+        .sh("test -S /var/lib/kubelet/plugins_registry/openshift.io_dpdk.sock && ! test -e /var/lib/kubelet/device-plugins/openshift.io_dpdk.sock")?;
+    cluster.wait_allocatable(NODE, "dpdk", 2, SLOWLY)?;
+    gives(&cluster, "dpdk")?;
+    guest.sh("kill -KILL $(pidof kubelet)")?;
+    registered(4)?;
+    cluster.wait_allocatable(NODE, "dpdk", 2, SLOWLY)?;
+    stays(&cluster, "dpdk", "2", Duration::from_secs(12))
 }
