@@ -117,7 +117,7 @@ impl<F: Fn() -> DevicePluginOptions> Registrar<F> {
         match handover::detach(&self.folder, &self.pool).await {
             Ok(()) => tracing::info!(pool = %self.pool, "taking over from an older instance"),
             Err(error) => {
-                tracing::warn!(pool = %self.pool, %error, "an older instance will take the pool from the kubelet for a moment when it ends")
+                tracing::warn!(pool = %self.pool, %error, "an older instance will take the pool from the kubelet for a moment when it ends");
             }
         }
         tokio::select! {

@@ -19,6 +19,9 @@ use crate::claims::Claims;
 use crate::config::{DeviceType, PoolSpec, Selector};
 use crate::facts::Facts;
 
+/// A question to devlink about a PF.
+type Ask = fn(&Devlink, PciAddress) -> Result<Option<String>, NetlinkError>;
+
 const CLASSES: [u8; 2] = [NETWORK_CLASS, ACCELERATOR_CLASS];
 
 /// The machine and what is known of it.
@@ -137,16 +140,16 @@ impl Machine {
         self.facts.held = self.claims.read();
         self.facts.vhost_net = vhost_net(&self.host);
         self.facts.sick = self.sick();
-        self.facts.ddp_profiles = if self.wants.ddp { self.of_firmware("the DDP profile", &ddp_profile) } else { BTreeMap::new() };
-        self.facts.firmware = if self.wants.firmware { self.of_firmware("the firmware", &firmware) } else { BTreeMap::new() };
+        self.facts.ddp_profiles = if self.wants.ddp { self.of_firmware("the DDP profile", ddp_profile) } else { BTreeMap::new() };
+        self.facts.firmware = if self.wants.firmware { self.of_firmware("the firmware", firmware) } else { BTreeMap::new() };
         self.facts.link_speeds = if self.wants.speed { self.link_speeds() } else { BTreeMap::new() };
         self.facts.subfunctions = BTreeMap::new();
         if self.wants.subfunctions {
-            let (found, faults) = auxiliary::scan(&self.host)?;
+            let auxiliary::Scan { subfunctions, faults } = auxiliary::scan(&self.host)?;
             for (device, error) in &faults {
                 tracing::warn!(%device, %error, "left out a subfunction");
             }
-            self.facts.subfunctions = found;
+            self.facts.subfunctions = subfunctions;
         }
         Ok(())
     }
@@ -236,7 +239,7 @@ impl Machine {
         self.physical().filter_map(reporter).collect()
     }
 
-    fn of_firmware(&self, what: &str, ask: &dyn Fn(&Devlink, PciAddress) -> Result<Option<String>, NetlinkError>) -> BTreeMap<PciAddress, String> {
+    fn of_firmware(&self, what: &str, ask: Ask) -> BTreeMap<PciAddress, String> {
         let Ok(devlink) = Devlink::open() else { return BTreeMap::new() };
         let told = |pf: PciAddress| match ask(&devlink, pf) {
             Ok(text) => Some((pf, text?)),

@@ -31,6 +31,15 @@ pub struct SfParseError {
     pub given: String,
 }
 
+/// What a scan found.
+#[derive(Debug, Default)]
+pub struct Scan {
+    /// The subfunctions.
+    pub subfunctions: BTreeMap<SfName, Function>,
+    /// Those that could not be read, each with its reason.
+    pub faults: Vec<(SfName, DiscoverError)>,
+}
+
 impl FromStr for SfName {
     type Err = SfParseError;
 
@@ -64,16 +73,16 @@ impl fmt::Display for SfName {
 }
 
 /// All subfunctions, and those that could not be read. A kernel without the bus has none.
-pub fn scan(host: &Host) -> Result<(BTreeMap<SfName, Function>, Vec<(SfName, DiscoverError)>), DiscoverError> {
-    let (mut found, mut faults) = (BTreeMap::new(), Vec::new());
+pub fn scan(host: &Host) -> Result<Scan, DiscoverError> {
+    let mut scan = Scan::default();
     for name in host.sysfs().list_opt(DEVICES)?.unwrap_or_default().iter().filter_map(|name| name.parse::<SfName>().ok()) {
         match read(host, &name) {
-            Ok(Some(function)) => drop(found.insert(name, function)),
+            Ok(Some(function)) => drop(scan.subfunctions.insert(name, function)),
             Ok(None) => {}
-            Err(error) => faults.push((name, error)),
+            Err(error) => scan.faults.push((name, error)),
         }
     }
-    Ok((found, faults))
+    Ok(scan)
 }
 
 /// One subfunction; `None` when there is none, or its parent is no network function.
@@ -124,7 +133,7 @@ mod tests {
     fn a_subfunction_is_told_as_a_vf_of_its_parent() {
         let tree = subfunction(igb_pf(SysfsTree::new(), 1), "0000:01:00.0", 4, 88).dir("/sys/bus/auxiliary/devices/mlx5_core.eth.4");
         let fake = tree.build().unwrap();
-        let (found, faults) = scan(&fake.host()).unwrap();
+        let Scan { subfunctions: found, faults } = scan(&fake.host()).unwrap();
         assert!(faults.is_empty(), "{faults:?}");
         let function = &found[&"mlx5_core.sf.4".parse().unwrap()];
         assert_eq!(found.len(), 1);
@@ -140,10 +149,10 @@ mod tests {
     fn a_subfunction_without_a_number_is_a_fault_and_a_kernel_without_the_bus_has_none() {
         let fake =
             subfunction(igb_pf(SysfsTree::new(), 1), "0000:01:00.0", 4, 88).without("/sys/devices/pci0000:00/0000:01:00.0/mlx5_core.sf.4/sfnum");
-        let (found, faults) = scan(&fake.build().unwrap().host()).unwrap();
+        let Scan { subfunctions: found, faults } = scan(&fake.build().unwrap().host()).unwrap();
         assert_eq!((found.len(), faults.len()), (0, 1));
         assert!(faults[0].1.to_string().contains("/sfnum holds \"\", expected a number up to 65535"), "{}", faults[0].1);
-        let (found, faults) = scan(&igb_pf(SysfsTree::new(), 1).build().unwrap().host()).unwrap();
+        let Scan { subfunctions: found, faults } = scan(&igb_pf(SysfsTree::new(), 1).build().unwrap().host()).unwrap();
         assert_eq!((found.len(), faults.len()), (0, 0));
     }
 }

@@ -148,10 +148,14 @@ fn a_kubelet_that_restarts_has_the_capacity_again(lab: &mut Lab) -> Result<()> {
     let log = "/var/log/plugin-2.log";
     let (before, skip) = (times(&cluster, log, REGISTERED)?, log_lines(&cluster)?);
     guest.sh("kill -KILL $(pidof kubelet)")?;
-    cluster.wait("the plugin is registered with the new kubelet", PATIENCE, || Ok((times(&cluster, log, REGISTERED)? > before).then_some(())))?;
-    cluster.wait_allocatable(NODE, "nics", 4, SLOWLY)?;
+    let mut seen = Vec::new();
+    cluster.wait("the plugin is registered with the new kubelet", PATIENCE, || {
+        seen.push(allocatable(&cluster, "nics")?);
+        Ok((times(&cluster, log, REGISTERED)? > before).then_some(()))
+    })?;
     stays(&cluster, "nics", "4", Duration::from_secs(12))?;
-    // A new kubelet counts none until it is told; from then on it is as before.
+    ensure!(seen.iter().all(|count| count == "4"), "the API server told {seen:?}");
+    // A new kubelet counts none until it is told, which is before it tells the API server; from then on it is as before.
     let counts = counts(&cluster, "nics", skip)?;
     ensure!(!counts.is_empty() && counts.iter().all(|count| *count == 4), "the kubelet counted {counts:?}");
     Ok(())

@@ -343,7 +343,7 @@ async fn until_count(bench: &Bench, text: &str, count: usize) -> Result<()> {
 }
 
 /// A kubelet that watches `plugins_registry`, and the plugin that waits there to be found.
-async fn found(config: &Value, refusals: usize) -> Result<(Bench, Kubelet, PathBuf)> {
+fn found(config: &Value, refusals: usize) -> Result<(Bench, Kubelet, PathBuf)> {
     let mut bench = Bench::new()?;
     bench.configure(&config.to_string())?;
     let registry = bench.dir.path().join("plugins_registry");
@@ -355,7 +355,7 @@ async fn found(config: &Value, refusals: usize) -> Result<(Bench, Kubelet, PathB
 
 #[tokio::test]
 async fn a_kubelet_that_watches_its_folder_of_plugins_finds_the_pools_there() -> Result<()> {
-    let (mut bench, kubelet, registry) = found(&pools(&[pool("a", "0-1", "igbvf"), pool("b", "2-3", "igbvf")]), 2).await?;
+    let (mut bench, kubelet, registry) = found(&pools(&[pool("a", "0-1", "igbvf"), pool("b", "2-3", "igbvf")]), 2)?;
     kubelet.until_resource("openshift.io/a", has(&VFS[..2])).await?;
     kubelet.until_resource("openshift.io/b", has(&VFS[2..])).await?;
     assert_eq!(kubelet.refusals_left(), 0, "refused, it was found again");
@@ -383,7 +383,7 @@ async fn a_kubelet_that_watches_its_folder_of_plugins_finds_the_pools_there() ->
 #[tokio::test]
 async fn found_by_the_kubelet_it_registers_again_when_it_was_disconnected_or_its_options_change() -> Result<()> {
     let mut config = pools(&[pool("nics", "0-3", "igbvf")]);
-    let (mut bench, kubelet, registry) = found(&config, 0).await?;
+    let (mut bench, kubelet, registry) = found(&config, 0)?;
     kubelet.until_resource("openshift.io/nics", has(&VFS)).await?;
     config["resourceList"][0]["allocationPolicy"] = "pack".into();
     bench.configure(&config.to_string())?;

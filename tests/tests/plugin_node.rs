@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
@@ -30,6 +30,10 @@ fn healthy(count: usize) -> impl Fn(&Resource) -> bool {
 struct Pods(Arc<Mutex<Vec<String>>>);
 
 impl Pods {
+    fn devices(&self) -> MutexGuard<'_, Vec<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Answers at this path until the runtime ends.
     fn listen(self, socket: &Path) -> Result<()> {
         let listener = UnixListener::bind(socket)?;
@@ -39,7 +43,7 @@ impl Pods {
     }
 
     fn have(&self, devices: &[&str]) {
-        *self.0.lock().unwrap() = devices.iter().map(ToString::to_string).collect();
+        *self.devices() = devices.iter().map(ToString::to_string).collect();
     }
 }
 
@@ -50,9 +54,9 @@ impl v1::pod_resources_lister_server::PodResourcesLister for Pods {
             let devices =
                 v1::ContainerDevices { resource_name: "openshift.io/nics".to_owned(), device_ids: vec![device.clone()], ..Default::default() };
             let container = v1::ContainerResources { name: "main".to_owned(), devices: vec![devices], ..Default::default() };
-            v1::PodResources { name: format!("pod-of-{device}"), namespace: "blue".to_owned(), containers: vec![container], ..Default::default() }
+            v1::PodResources { name: format!("pod-of-{device}"), namespace: "blue".to_owned(), containers: vec![container] }
         };
-        let pod_resources = self.0.lock().unwrap().iter().map(pod).collect();
+        let pod_resources = self.devices().iter().map(pod).collect();
         Ok(Response::new(v1::ListPodResourcesResponse { pod_resources }))
     }
 

@@ -357,7 +357,7 @@ fn a_subfunction_has_the_health_of_its_parent_and_is_kept_from_pods_while_the_ho
 fn keys_beyond_the_fields_select_by_board_place_speed_firmware_and_mode() {
     let mut facts = facts();
     change(&mut facts, VF, |vf| {
-        (vf.subsystem, vf.acpi_index) = (Some((VendorId(0x1028), sriov_host::pci::DeviceId(0x1f9b))), Some("102".to_owned()))
+        (vf.subsystem, vf.acpi_index) = (Some((VendorId(0x1028), sriov_host::pci::DeviceId(0x1f9b))), Some("102".to_owned()));
     });
     change(&mut facts, PF, |pf| pf.root = Some("pci0000:00".to_owned()));
     change(&mut facts, "0000:02:00.0", |pf| (pf.root, pf.numa_node) = (Some("pci0000:3a".to_owned()), Some(3)));
