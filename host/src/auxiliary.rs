@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Host;
 use crate::discover::{self, DiscoverError};
-use crate::function::{self, Access, Function, NETWORK_CLASS};
+use crate::function::{self, Access, Folder, Function, NETWORK_CLASS};
 use crate::pci::PciAddress;
 use crate::vf::VfIndex;
 
@@ -88,7 +88,7 @@ pub fn scan(host: &Host) -> Result<Scan, DiscoverError> {
 /// One subfunction; `None` when there is none, or its parent is no network function.
 pub fn read(host: &Host, name: &SfName) -> Result<Option<Function>, DiscoverError> {
     let (sysfs, device) = (host.sysfs(), format!("{DEVICES}/{name}"));
-    let Some(folder) = sysfs.folder(&device)? else { return Ok(None) };
+    let Some(folder) = Folder::open(sysfs, &device)? else { return Ok(None) };
     let is_pci = |part: std::path::Component<'_>| part.as_os_str().to_str()?.parse::<PciAddress>().ok();
     let Some(parent) = sysfs.read_link(&device)?.and_then(|target| target.components().filter_map(is_pci).next_back()) else { return Ok(None) };
     let number_file = format!("{device}/sfnum");

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use crate::discover::{self, DiscoverError};
 use crate::pci::{DeviceId, PciAddress, VendorId};
-use crate::sysfs::{Folder, Sysfs, SysfsError};
+use crate::sysfs::{self, Sysfs, SysfsError};
 use crate::vf::VfIndex;
 use crate::{Host, pci_device};
 
@@ -142,7 +142,7 @@ pub fn access(host: &Host, address: PciAddress) -> Result<Option<Access>, Discov
 
 /// How the device with this folder is used right now.
 pub(crate) fn access_of(host: &Host, device: &str) -> Result<Option<Access>, DiscoverError> {
-    let Some(folder) = host.sysfs().folder(device)? else { return Ok(None) };
+    let Some(folder) = Folder::open(host.sysfs(), device)? else { return Ok(None) };
     let first = |name: &str| Ok::<_, SysfsError>(folder.list(name)?.into_iter().next());
     let iommu_group = folder.link_name("iommu_group")?;
     let iommu_group = iommu_group
@@ -202,6 +202,42 @@ pub fn misc(host: &Host, name: &str) -> bool {
     host.sysfs().exists(format!("/sys/class/misc/{name}"))
 }
 
+/// The open folder of a device, with the names in it: what is not there is not asked for.
+#[derive(Debug)]
+pub(crate) struct Folder {
+    open: sysfs::Folder,
+    /// Sorted.
+    names: Vec<String>,
+}
+
+impl Folder {
+    /// `None` when the folder or its device is not there.
+    pub(crate) fn open(sysfs: &Sysfs, path: &str) -> Result<Option<Self>, SysfsError> {
+        let Some(open) = sysfs.folder(path)? else { return Ok(None) };
+        Ok(open.list_opt(".")?.map(|names| Self { open, names }))
+    }
+
+    /// Whether this name is in it.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.names.binary_search_by(|known| known.as_str().cmp(name)).is_ok()
+    }
+
+    /// The text of a file in it, or below a folder of it.
+    pub(crate) fn read(&self, name: &str) -> Result<Option<String>, SysfsError> {
+        self.open.read_opt(name)
+    }
+
+    /// The last component of a link's target.
+    pub(crate) fn link_name(&self, name: &str) -> Result<Option<String>, SysfsError> {
+        self.open.read_link_name(name)
+    }
+
+    /// The names in a folder of it; none when there is no such folder.
+    pub(crate) fn list(&self, name: &str) -> Result<Vec<String>, SysfsError> {
+        if self.has(name) { Ok(self.open.list_opt(name)?.unwrap_or_default()) } else { Ok(Vec::new()) }
+    }
+}
+
 /// What `uevent` tells of a function in one read; files of their own tell the same.
 struct Identity {
     class: u32,
@@ -239,7 +275,7 @@ fn identity_of_files(sysfs: &Sysfs, device: &str, folder: &Folder) -> Result<Opt
 /// A function without its place on a PF, and its folder.
 fn read_one(host: &Host, address: PciAddress, classes: &[u8]) -> Result<Option<(Function, Folder)>, DiscoverError> {
     let (sysfs, device) = (host.sysfs(), pci_device(address));
-    let Some(folder) = sysfs.folder(&device)? else { return Ok(None) };
+    let Some(folder) = Folder::open(sysfs, &device)? else { return Ok(None) };
     let told = if folder.has("uevent") { folder.read("uevent")? } else { None };
     let told = match told.as_deref().and_then(identity) {
         Some(told) => told,
@@ -290,7 +326,7 @@ fn virtual_functions(folder: &Folder) -> Vec<(VfIndex, PciAddress)> {
         let index = name.strip_prefix("virtfn")?.parse().ok()?;
         Some((VfIndex(index), folder.link_name(name).ok()??.parse().ok()?))
     };
-    folder.names().iter().filter_map(vf).collect()
+    folder.names.iter().filter_map(vf).collect()
 }
 
 /// The functions that the machine's own tree puts on one PCI root, by the link of the bus: `../../../devices/pci0000:3a/...`.
@@ -303,7 +339,7 @@ fn pci_root(sysfs: &Sysfs, address: PciAddress) -> Result<Option<String>, SysfsE
 pub(crate) fn vdpa(folder: &Folder) -> Result<Option<Vdpa>, SysfsError> {
     let is_vdpa =
         |name: &&String| name.strip_prefix("vdpa").is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()) && !number.is_empty());
-    let Some(name) = folder.names().iter().find(is_vdpa) else { return Ok(None) };
+    let Some(name) = folder.names.iter().find(is_vdpa) else { return Ok(None) };
     let node = folder.list(name)?.into_iter().find(|name| name.starts_with("vhost-vdpa-"));
     Ok(Some(Vdpa { name: name.clone(), driver: folder.link_name(&format!("{name}/driver"))?, node }))
 }
