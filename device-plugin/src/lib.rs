@@ -10,6 +10,7 @@
 pub mod allocate;
 pub mod api;
 pub mod args;
+pub mod authority;
 pub mod cdi;
 pub mod claims;
 pub mod config;

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::TryStreamExt;
 use futures::stream::{self, Stream};
 use sriov_host::Host;
 use sriov_host::auxiliary;
@@ -25,6 +26,7 @@ use crate::allocate::{self, AllocateError, Grant, Granted};
 use crate::api::deviceplugin_v1beta1 as api;
 use crate::api::deviceplugin_v1beta1::device_plugin_server::{DevicePlugin, DevicePluginServer};
 use crate::api::pluginregistration_v1::registration_server::RegistrationServer;
+use crate::authority::Named;
 use crate::claims::Claims;
 use crate::handover::Elder;
 use crate::kubelet::Registrar;
@@ -318,9 +320,15 @@ impl Serving {
             .add_service(DevicePluginServer::new(service))
             .add_optional_service(introduction.map(RegistrationServer::new));
         let path = self.path.clone();
+        let found_by_kubelet = self.node.found_by_kubelet;
         tokio::spawn(async move {
-            let until = async { drop(ended.await) };
-            if let Err(error) = server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), until).await {
+            let (until, incoming) = (async { drop(ended.await) }, UnixListenerStream::new(listener));
+            let served = if found_by_kubelet {
+                server.serve_with_incoming_shutdown(incoming.map_ok(Named::from), until).await
+            } else {
+                server.serve_with_incoming_shutdown(incoming, until).await
+            };
+            if let Err(error) = served {
                 tracing::error!(socket = %path.display(), %error, "failed to serve");
             }
         });

@@ -289,11 +289,6 @@ pub(crate) fn number<T: std::str::FromStr>(sysfs: &Sysfs, device: &str, name: &s
     parse(&path, &text, "a number", |text| text.parse().ok()).map(Some)
 }
 
-/// The kernel writes -1 where the platform tells no node.
-pub(crate) fn numa_node(sysfs: &Sysfs, device: &str) -> Result<Option<u16>, DiscoverError> {
-    Ok(number::<i32>(sysfs, device, "numa_node")?.and_then(|node| u16::try_from(node).ok()))
-}
-
 pub(crate) fn iommu_group(sysfs: &Sysfs, device: &str) -> Result<Option<u32>, DiscoverError> {
     let path = format!("{device}/iommu_group");
     let Some(name) = sysfs.read_link_name(&path)? else { return Ok(None) };

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use crate::pci::PciAddress;
 use crate::sysfs::Sysfs;
 
-pub mod boot_config;
 pub mod auxiliary;
+pub mod boot_config;
 pub mod discover;
 pub mod driver;
 pub mod function;

@@ -1,6 +1,7 @@
 //! I/O: the device plugin's binary and the kubelet: registration, lists, allocation, ends. Tier 1: needs nothing but the build.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -377,6 +378,42 @@ async fn a_kubelet_that_watches_its_folder_of_plugins_finds_the_pools_there() ->
     kubelet.allocate("openshift.io/a", &[VFS[0]]).await?;
     bench.terminate()?;
     assert!(names(&registry)?.is_empty());
+    Ok(())
+}
+
+/// The kubelet's client of this folder sends the socket's path as `:authority`, as no client here would: byte for byte.
+#[tokio::test]
+async fn found_by_the_kubelet_it_answers_a_client_that_names_no_host() -> Result<()> {
+    let (_bench, kubelet, registry) = found(&pools(&[pool("nics", "0-3", "igbvf")]), 0)?;
+    kubelet.until_resource("openshift.io/nics", has(&VFS)).await?;
+    let socket = registry.join("openshift.io_nics.sock");
+    let answer = tokio::task::spawn_blocking(move || -> Result<Vec<u8>> {
+        let text = |text: &[u8]| -> Result<Vec<u8>> { Ok([&[u8::try_from(text.len())?][..], text].concat()) };
+        let path = text(b"/pluginregistration.Registration/GetInfo")?;
+        let fields = [&[0x83, 0x86, 0x44][..], &path, &[0x41], &text(b"/var/lib/kubelet/x.sock")?, &[0x5f], &text(b"application/grpc")?].concat();
+        let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| -> Result<Vec<u8>> {
+            Ok([&u32::try_from(payload.len())?.to_be_bytes()[1..], &[kind, flags, 0, 0, 0, stream], payload].concat())
+        };
+        let mut connection = std::os::unix::net::UnixStream::connect(socket)?;
+        connection.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let request = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(4, 0, 0, &[])?, frame(1, 4, 1, &fields)?, frame(0, 1, 1, &[0; 5])?];
+        connection.write_all(&request.concat())?;
+        // The frame of data of this stream, or the one that ends it.
+        loop {
+            let mut head = [0; 9];
+            connection.read_exact(&mut head)?;
+            let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+            connection.read_exact(&mut payload)?;
+            match (head[3], head[8]) {
+                (0, 1) => return Ok(payload),
+                (3, 1) => anyhow::bail!("the request was refused: {payload:?}"),
+                _ => {}
+            }
+        }
+    })
+    .await??;
+    let told = String::from_utf8_lossy(&answer).into_owned();
+    assert!(told.contains("DevicePlugin") && told.contains("openshift.io/nics") && told.contains("v1beta1"), "{told:?}");
     Ok(())
 }
 
