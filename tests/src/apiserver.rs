@@ -273,8 +273,14 @@ impl ApiServer {
 
     /// The same with a kubeconfig that was made before, which needs no API server that answers.
     pub fn daemon_with(&self, node: &str, kubeconfig: &Path, root: &Path, http_port: u16) -> Result<RunningDaemon> {
+        self.daemon_in(node, kubeconfig, root, http_port, &[])
+    }
+
+    /// The same with more variables in its environment.
+    pub fn daemon_in(&self, node: &str, kubeconfig: &Path, root: &Path, http_port: u16, more: &[(&str, &str)]) -> Result<RunningDaemon> {
         let kubeconfig = kubeconfig.display().to_string();
-        let variables = [("KUBECONFIG", kubeconfig.as_str()), ("RUST_LOG", "info,kube=warn")];
+        let mut variables = vec![("KUBECONFIG", kubeconfig.as_str()), ("RUST_LOG", "info,kube=warn")];
+        variables.extend(more);
         let text = |path: &Path| path.display().to_string();
         let arguments = [
             "run".to_owned(),

@@ -14,5 +14,6 @@ pub mod lab;
 pub mod multus;
 pub mod pairs;
 pub mod plugin;
+pub mod pod_resources;
 pub mod trace;
 pub mod undo;

@@ -4,17 +4,21 @@
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::Path;
+use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::api::events::v1::Event;
-use kube::api::{Api, ListParams, Patch, PatchParams};
+use kube::api::{Api, ListParams, Patch, PatchParams, WatchEvent, WatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde_json::{Value, json};
 use sriov_crds::{SriovNetworkNodeState, SriovOperatorConfig, keys};
 use sriov_host::testing::{FakeSysfs, SysfsTree, igb_pf};
 use sriov_tests::apiserver::{ApiServer, RunningDaemon, User, eventually};
+use sriov_tests::pod_resources::PodResources;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
@@ -265,6 +269,119 @@ async fn without_an_api_server_the_kept_wish_holds_and_with_it_again_the_daemon_
     let back = daemon.explain(bench.expect_asked("the daemon is back", keys::DRAIN_REQUIRED).await)?;
     eprintln!("API server is back -> new wish acted on: {} ms", back.as_millis());
     ensure!(back < Duration::from_secs(20), "the daemon was away for {back:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_names_the_resources_of_exactly_the_pods_whose_vfs_change() -> Result<()> {
+    let _alone = ALONE.lock().await;
+    let bench = Bench::new().await?;
+    // No CNI plugin tells of the second VF: its pod has it through a userspace driver alone.
+    let held = [("red", "web", "openshift.io/nics", "0000:01:10.0"), ("blue", "dpdk", "openshift.io/dpdk", "0000:01:10.2")];
+    let kubelet = PodResources::serve(bench.machine.path(), &held)?;
+    let daemon = bench.daemon().await?;
+    daemon.explain(evictions(&bench, &kubelet).await)
+}
+
+async fn evictions(bench: &Bench, kubelet: &PodResources) -> Result<()> {
+    bench.expect_condition("Ready", "True", "Converged").await?;
+    bench.state(NODE, 4).await?;
+    bench.expect_asked("pods have VFs that change", keys::DRAIN_REQUIRED).await?;
+    let message = bench.expect_condition("Ready", "False", "WaitingForVfsInUse").await?;
+    for word in ["0000:01:10.0 (pod red/web, container 0123456789ab", "0000:01:10.2 (pod blue/dpdk)"] {
+        ensure!(message.contains(word), "{word:?} is not in {message}");
+    }
+    let named = async || Ok(bench.states.get(NODE).await?.status.and_then(|s| s.plan).map(|plan| plan.evict_resources).unwrap_or_default());
+    ensure!(named().await? == ["openshift.io/dpdk", "openshift.io/nics"], "{:?}", named().await?);
+    // One pod ends: nothing tells it but the kubelet.
+    kubelet.hold(&[("red", "web", "openshift.io/nics", "0000:01:10.0")]);
+    eventually(SOON, "one resource is left", async || {
+        let named: Result<_> = named().await;
+        let named: Vec<String> = named?;
+        ensure!(named == ["openshift.io/nics"], "{named:?}");
+        Ok(())
+    })
+    .await?;
+    kubelet.refuse();
+    bench.state(NODE, 5).await?;
+    let message = bench.expect_condition("Degraded", "True", "ObserveFailed").await?;
+    ensure!(message.contains("kubelet.sock") && message.contains("until it answers"), "{message}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_costs_at_most_two_writes_of_the_node_state() -> Result<()> {
+    let _alone = ALONE.lock().await;
+    let bench = Bench::new().await?;
+    let daemon = bench.daemon().await?;
+    daemon.explain(two_writes(&bench).await)
+}
+
+async fn two_writes(bench: &Bench) -> Result<()> {
+    bench.expect_condition("Ready", "True", "Converged").await?;
+    for change in ["first", "second"] {
+        let before = bench.states.get(NODE).await?;
+        let version = before.metadata.resource_version.clone().context("no version")?;
+        let mut versions = pin!(bench.states.watch(&WatchParams::default().fields(&format!("metadata.name={NODE}")), &version).await?);
+        // A change that is a step: the record of what the PF is configured for.
+        let group = json!({ "vfRange": "0-1", "resourceName": change, "policyName": change, "deviceType": "netdevice" });
+        let interface = json!({ "pciAddress": "0000:01:00.0", "name": "enp1s0", "numVfs": 2, "vfGroups": [group], "externallyManaged": true });
+        let object = json!({
+            "apiVersion": "sriovnetwork.openshift.io/v1", "kind": "SriovNetworkNodeState", "metadata": { "name": NODE },
+            "spec": { "policyRevision": change, "interfaces": [interface] },
+        });
+        let changed = bench.states.patch(NODE, &PatchParams::apply("operator").force(), &Patch::Apply(object)).await?;
+        let (mut status, mut writes) = (before.status.unwrap_or_default(), Vec::new());
+        let settled = async {
+            while let Some(event) = versions.next().await {
+                let WatchEvent::Modified(state) = event? else { continue };
+                let new = state.status.unwrap_or_default();
+                if new != status {
+                    writes.push(new.sync_status.clone().unwrap_or_default());
+                    status = new;
+                }
+                if status.observed_generation == changed.metadata.generation && status.sync_status.as_deref() != Some("InProgress") {
+                    return Ok(());
+                }
+            }
+            anyhow::bail!("the watch ended")
+        };
+        tokio::time::timeout(SOON, settled).await.context("the change is not answered")??;
+        eprintln!("change {change}: status written {} times: {writes:?}", writes.len());
+        ensure!((1..=2).contains(&writes.len()), "{writes:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unlisted_nic_is_told_with_its_entry_and_dev_mode_configures_it_and_the_log_level_is_live() -> Result<()> {
+    let _alone = ALONE.lock().await;
+    let bench = Bench::new().await?;
+    let kubeconfig = bench.server.daemon_kubeconfig(NODE).await?;
+    let daemon = bench.server.daemon_with(NODE, &kubeconfig, bench.machine.path(), bench.port)?;
+    daemon.explain(unlisted(&bench).await)?;
+    ensure!(!daemon.log().contains("DEBUG"), "nobody asked for that");
+    let verbose = json!({ "spec": { "logLevel": 1 } });
+    bench.configs.patch(keys::DEFAULT_CONFIG, &PatchParams::default(), &Patch::Merge(verbose)).await?;
+    let more = eventually(SOON, "the log says more", async || {
+        ensure!(daemon.log().contains("DEBUG"), "it does not");
+        Ok(())
+    });
+    daemon.explain(more.await)?;
+    drop(daemon);
+    let daemon = bench.server.daemon_in(NODE, &kubeconfig, bench.machine.path(), bench.port, &[("DEV_MODE", "TRUE")])?;
+    daemon.explain(bench.expect_condition("Ready", "True", "Converged").await)?;
+    Ok(())
+}
+
+async fn unlisted(bench: &Bench) -> Result<()> {
+    bench.expect_condition("Ready", "True", "Converged").await?;
+    let nics: Api<ConfigMap> = Api::namespaced(bench.server.client(User::Admin).await?, NAMESPACE);
+    let without = json!({ "data": { "intel-igb-10c9": null } });
+    nics.patch(keys::SUPPORTED_NIC_IDS, &PatchParams::default(), &Patch::Merge(without)).await?;
+    // Without a restart.
+    let message = bench.expect_condition("Ready", "False", "UnsupportedNic").await?;
+    ensure!(message.contains("my-nic: \"8086 10c9 10ca\""), "the entry is not told: {message}");
     Ok(())
 }
 
