@@ -132,23 +132,12 @@ impl Store {
             let namespace = PathBuf::from(text.trim());
             // Of those that are seen nothing but themselves counts: clocks jump, above all at boot.
             let may_be_old = below_netns(&namespace).is_none();
-            if !self.is_gone(&namespace, None) && !(may_be_old && self.is_from_before_boot(&path)) {
+            if !self.is_gone(&namespace, None) && !(may_be_old && is_from_before_boot(&path)) {
                 let name = namespace.file_name().map_or_else(|| text.trim().to_owned(), |name| name.to_string_lossy().into_owned());
                 users.insert(vf, format!("the pod with network namespace {name}, attached by the Go plugin"));
             }
         }
         Ok(users)
-    }
-
-    /// Network namespaces do not outlive a boot.
-    fn is_from_before_boot(&self, path: &Path) -> bool {
-        let uptime = || {
-            let text = fs::read_to_string(self.root.join("proc/uptime")).or_else(|_| fs::read_to_string("/proc/uptime")).ok()?;
-            text.split('.').next()?.parse().ok().map(Duration::from_secs)
-        };
-        let written = fs::metadata(path).and_then(|metadata| metadata.modified());
-        let boot = uptime().and_then(|up| SystemTime::now().checked_sub(up));
-        written.is_ok_and(|written| boot.is_some_and(|boot| written + CLOCK_SLACK < boot))
     }
 
     /// Whether a network namespace has certainly ended; `id` is its device and inode where they were written down.
@@ -172,6 +161,14 @@ impl Store {
 fn below_netns(netns: &Path) -> Option<&Path> {
     let path = netns.strip_prefix("/var").unwrap_or(netns);
     path.strip_prefix("/run/netns").or_else(|_| path.strip_prefix("run/netns")).ok()
+}
+
+/// Network namespaces do not outlive a boot.
+fn is_from_before_boot(path: &Path) -> bool {
+    let uptime = u64::try_from(rustix::system::sysinfo().uptime).unwrap_or_default();
+    let written = fs::metadata(path).and_then(|metadata| metadata.modified());
+    let boot = SystemTime::now().checked_sub(Duration::from_secs(uptime));
+    written.is_ok_and(|written| boot.is_some_and(|boot| written + CLOCK_SLACK < boot))
 }
 
 /// Looking needs no root. Without it the CNI's files are not seen, and nothing can be done either.
