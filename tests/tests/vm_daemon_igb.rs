@@ -29,9 +29,6 @@ sriov_tests::lab_tests! { Topology::guests([Node::new(1).with_disk(), Node::new(
     network_manager_is_told_to_leave_vfs_alone,
     after_a_power_cut_the_same_vfs_are_there_before_anything_else_runs,
     doctor_finds_the_iommu_that_is_missing,
-    a_full_disk_changes_no_pf_and_is_told,
-    a_clock_that_jumps_changes_nothing,
-    a_reboot_is_named_only_when_the_boot_loader_brings_what_is_missing,
     a_pf_that_is_unplugged_while_a_plan_runs_harms_nobody_else,
 }
 
@@ -356,58 +353,6 @@ fn vfio_pci_is_loaded_when_it_is_missing(lab: &mut Lab) -> Result<()> {
     apply(&daemon, &wish)?;
     assert_eq!(drivers(&daemon.pf(nic)?), [Some("vfio-pci")]);
     reset(&daemon)
-}
-
-fn a_full_disk_changes_no_pf_and_is_told(lab: &mut Lab) -> Result<()> {
-    let (guest, nic, _) = first(lab)?;
-    let daemon = ConfigDaemon::install(lab, guest)?;
-    reset(&daemon)?;
-    guest.sh("mkdir -p /etc/sriov-operator && mount -t tmpfs -o size=8k tmpfs /etc/sriov-operator")?;
-    guest.sh("dd if=/dev/zero of=/etc/sriov-operator/filler bs=4k count=8 2>/dev/null || true")?;
-    let wish = [Wish::vfs(nic, 1).group("0-0", "netdevice")];
-    let outcome = daemon.apply(&wish)?;
-    let numvfs = daemon.pf(nic)?.numvfs;
-    guest.sh("umount /etc/sriov-operator")?;
-    ensure!(!outcome.success() && outcome.text().contains("No space left on device"), "{outcome}");
-    assert_eq!(numvfs, 0, "VFs of which nobody would know that they are ours");
-    apply(&daemon, &wish)?;
-    reset(&daemon)
-}
-
-fn a_clock_that_jumps_changes_nothing(lab: &mut Lab) -> Result<()> {
-    let (guest, nic, _) = first(lab)?;
-    let daemon = ConfigDaemon::install(lab, guest)?;
-    let wish = [Wish::vfs(nic, 2).group("0-1", "netdevice")];
-    apply(&daemon, &wish)?;
-    // A pod of the Go plugin, which tells when it got its VF by a file's time alone.
-    let vf = daemon.pf(nic)?.vfs[0].address;
-    guest.sh(&format!("ip netns add clock && mkdir -p /var/lib/cni/sriov/pci && printf /run/netns/clock > /var/lib/cni/sriov/pci/{vf}"))?;
-    let now = guest.sh("date +%s")?;
-    let mut seen = Vec::new();
-    for jump in ["2031-01-01 00:00:00", "2001-01-01 00:00:00"] {
-        guest.sh(&format!("date -s '{jump}'"))?;
-        seen.push((daemon.plan(&wish)?, daemon.plan(&[Wish::vfs(nic, 3).group("0-2", "netdevice")])?));
-    }
-    guest.sh(&format!("date -s @{}; ip netns del clock; rm -f /var/lib/cni/sriov/pci/{vf}", now.trim()))?;
-    for (same, more) in seen {
-        assert_eq!(same, "nothing to do\n");
-        ensure!(more.contains(&format!("{vf} (the pod with network namespace clock")) && !more.contains("create 3 VFs"), "{more}");
-    }
-    reset(&daemon)
-}
-
-fn a_reboot_is_named_only_when_the_boot_loader_brings_what_is_missing(lab: &mut Lab) -> Result<()> {
-    let (guest, nic, _) = pfs(lab.guest(2)?)?;
-    let daemon = ConfigDaemon::install(lab, guest)?;
-    let wish = [Wish::vfs(nic, 1).group("0-0", "vfio-pci")];
-    ensure!(daemon.plan(&wish)?.ends_with("disruption: None\n"), "{}", daemon.plan(&wish)?);
-    guest.sh("mkdir -p /boot/grub")?;
-    guest.write("/boot/grub/grub.cfg", b"\tlinux /vmlinuz root=/dev/vda intel_iommu=on\n", 0o600)?;
-    let staged = daemon.plan(&wish)?;
-    guest.run(&["rm", "/boot/grub/grub.cfg"])?;
-    ensure!(staged.contains("refused (RebootRequired)") && staged.contains("disruption: Reboot"), "{staged}");
-    assert_eq!(daemon.pf(nic)?.numvfs, 0);
-    Ok(())
 }
 
 fn a_pf_that_is_unplugged_while_a_plan_runs_harms_nobody_else(lab: &mut Lab) -> Result<()> {
