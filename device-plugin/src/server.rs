@@ -323,12 +323,12 @@ impl Serving {
         let found_by_kubelet = self.node.found_by_kubelet;
         tokio::spawn(async move {
             let (until, incoming) = (async { drop(ended.await) }, UnixListenerStream::new(listener));
-            let served = if found_by_kubelet {
+            let outcome = if found_by_kubelet {
                 server.serve_with_incoming_shutdown(incoming.map_ok(Named::from), until).await
             } else {
                 server.serve_with_incoming_shutdown(incoming, until).await
             };
-            if let Err(error) = served {
+            if let Err(error) = outcome {
                 tracing::error!(socket = %path.display(), %error, "failed to serve");
             }
         });

@@ -109,9 +109,12 @@ fn clippy(workspace: &Workspace) -> Result<()> {
 /// The fuzz targets are in a workspace of their own, which no other command compiles. Checking them needs neither a nightly compiler nor the engine,
 /// in whose place its build script takes any library.
 fn fuzz_targets(workspace: &Workspace) -> Result<()> {
-    let mut command = workspace.cargo(&["check", "--quiet", "--manifest-path", "sriov-cni/fuzz/Cargo.toml", "--bins"]);
-    command.env("CARGO_TARGET_DIR", workspace.target_dir()?.join("fuzz")).env("CUSTOM_LIBFUZZER_PATH", "/nowhere/libnone.a");
-    stdout_of(&mut command).map(drop)
+    for manifest in ["sriov-cni/fuzz/Cargo.toml", "device-plugin/fuzz/Cargo.toml"] {
+        let mut command = workspace.cargo(&["check", "--quiet", "--manifest-path", manifest, "--bins"]);
+        command.env("CARGO_TARGET_DIR", workspace.target_dir()?.join("fuzz")).env("CUSTOM_LIBFUZZER_PATH", "/nowhere/libnone.a");
+        stdout_of(&mut command)?;
+    }
+    Ok(())
 }
 
 /// The committed and new text files with their contents; binary files are left out.
