@@ -33,6 +33,7 @@ fn link(ifindex: u32, name: &str, parent: Option<&str>) -> Link {
     Link {
         netdev,
         parent: parent.map(address),
+        parent_device: parent.map(str::to_owned),
         phys_port_name: None,
         permanent_mac: None,
         promisc: false,
@@ -51,6 +52,8 @@ fn attributes(index: u16) -> VfAttributes {
         spoof_check: Some(true),
         trust: Some(false),
         link_state: None,
+        node_guid: None,
+        port_guid: None,
     }
 }
 

@@ -336,9 +336,16 @@ fn pci_root(sysfs: &Sysfs, address: PciAddress) -> Result<Option<String>, SysfsE
     Ok(target.and_then(|target| target.components().find_map(root)))
 }
 
+/// The vDPA device of a function; `None` when it has none.
+pub fn vdpa_of(host: &Host, address: PciAddress) -> Result<Option<Vdpa>, SysfsError> {
+    Folder::open(host.sysfs(), &pci_device(address))?.map_or(Ok(None), |folder| vdpa(&folder))
+}
+
+/// A vDPA device has the name that its maker gave: the kernel's habit is `vdpa0`, that of the Go operator `vdpa:0000:65:00.2`.
 pub(crate) fn vdpa(folder: &Folder) -> Result<Option<Vdpa>, SysfsError> {
-    let is_vdpa =
-        |name: &&String| name.strip_prefix("vdpa").is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()) && !number.is_empty());
+    let is_vdpa = |name: &&String| {
+        name.strip_prefix("vdpa").is_some_and(|rest| !rest.is_empty() && (rest.starts_with(':') || rest.bytes().all(|byte| byte.is_ascii_digit())))
+    };
     let Some(name) = folder.names.iter().find(is_vdpa) else { return Ok(None) };
     let node = folder.list(name)?.into_iter().find(|name| name.starts_with("vhost-vdpa-"));
     Ok(Some(Vdpa { name: name.clone(), driver: folder.link_name(&format!("{name}/driver"))?, node }))

@@ -17,6 +17,7 @@ pub mod boot_config;
 pub mod discover;
 pub mod driver;
 pub mod function;
+pub mod guid;
 pub mod host_use;
 pub mod inventory;
 pub mod kernel;

@@ -35,6 +35,7 @@ pub use announcements::LinkMonitorError;
 pub use changes::{NetChange, NetMonitor};
 pub use link::{Link, LinkChange, Stack};
 pub use monitor::LinkMonitor;
+pub use rdma::{Rdma, RdmaDevice};
 pub use route::Route;
 
 /// A netlink operation that failed, in the kernel's words where it said any.

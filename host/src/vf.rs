@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::guid::Guid;
 use crate::mac::MacAddr;
 use crate::rate::Mbps;
 use crate::vlan::{VlanId, VlanProto, VlanQos};
@@ -72,6 +73,12 @@ pub struct VfAttributes {
     pub trust: Option<bool>,
     /// The link state that the VF is shown.
     pub link_state: Option<VfLinkState>,
+    /// InfiniBand: the identifier of the VF's adapter (kernel 5.5 and later).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_guid: Option<Guid>,
+    /// InfiniBand: the identifier of its port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port_guid: Option<Guid>,
 }
 
 /// What has passed a VF, as its PF counts it (`IFLA_VF_STATS`), seen from the VF: `rx` is what it received.
@@ -115,6 +122,10 @@ pub enum VfSetting {
     LinkState(VfLinkState),
     /// `trust on|off`.
     Trust(bool),
+    /// `node_guid GUID`.
+    NodeGuid(Guid),
+    /// `port_guid GUID`.
+    PortGuid(Guid),
 }
 
 impl VfSetting {
@@ -127,6 +138,8 @@ impl VfSetting {
             Self::SpoofCheck(_) => "spoofchk",
             Self::LinkState(_) => "link_state",
             Self::Trust(_) => "trust",
+            Self::NodeGuid(_) => "node_guid",
+            Self::PortGuid(_) => "port_guid",
         }
     }
 }
@@ -141,6 +154,8 @@ impl fmt::Display for VfSetting {
             Self::SpoofCheck(on) => write!(f, "spoofchk {}", switch(on)),
             Self::LinkState(state) => write!(f, "state {state}"),
             Self::Trust(on) => write!(f, "trust {}", switch(on)),
+            Self::NodeGuid(guid) => write!(f, "node_guid {guid}"),
+            Self::PortGuid(guid) => write!(f, "port_guid {guid}"),
         }
     }
 }

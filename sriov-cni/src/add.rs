@@ -6,12 +6,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use sriov_host::netlink::Route;
 use sriov_host::netns::NetNs;
-use sriov_host::pci::PciAddress;
 
 use crate::attach::{self, AttachError};
 use crate::conf::VfRequest;
 use crate::del::readable;
 use crate::device::Device;
+use crate::device_id::DeviceId;
 use crate::errors::Error;
 use crate::io::Moment;
 use crate::ipam::{self, Attachment, IpamError};
@@ -23,7 +23,7 @@ use crate::result::{CniResult, Interface};
 use crate::state::Store;
 use crate::undo::Undo;
 use crate::{Context, vf_plan};
-use crate::{device_info, go_plugin};
+use crate::{device_info, go_plugin, rdma};
 
 /// Attaches the VF that the configuration names.
 pub(crate) fn add(ctx: &Context<'_>) -> Result<CniResult, Error> {
@@ -99,19 +99,19 @@ fn settle(ctx: &Context<'_>, store: &Store, wanted: &VfRequest, owner: &Owner, n
     if let (Phase::Attached, Some(result)) = (journal.phase, &journal.result)
         && alive
         && journal.owner == *owner
-        && (journal.userspace_driver.is_some() || has_link(netns, &owner.if_name)?)
+        && is_complete(ctx, &journal, netns)?
     {
         ctx.log.write(Level::Info, &format_args!("VF {vf} is already attached: repeated ADD"));
         return Ok(Earlier::Complete(result.clone()));
     }
     ctx.log.write(Level::Info, &format_args!("VF {vf} was left by container {}: restoring it first", journal.owner.container_id));
-    restore(ctx, &journal).map_err(|cause| Error::RestoreFirst { vf, cause })?;
+    restore(ctx, &journal).map_err(|cause| Error::RestoreFirst { vf, cause: Box::new(cause) })?;
     store.forget(&journal)?;
     Ok(if own { Earlier::Interrupted } else { Earlier::None })
 }
 
 /// What the Go plugin recorded of a VF that has no journal: an error if it is of another container that lives.
-fn recorded(ctx: &Context<'_>, store: &Store, vf: PciAddress, owner: &Owner) -> Result<Option<Journal>, Error> {
+fn recorded(ctx: &Context<'_>, store: &Store, vf: DeviceId, owner: &Owner) -> Result<Option<Journal>, Error> {
     let Some(path) = store.go_allocation(vf)? else { return Ok(None) };
     let own = go_plugin::attachment(ctx, store, &owner.container_id, &owner.if_name)?.filter(|journal| journal.vf == vf);
     if own.is_some() {
@@ -131,10 +131,20 @@ fn recorded(ctx: &Context<'_>, store: &Store, vf: PciAddress, owner: &Owner) -> 
     Ok(None)
 }
 
-/// Whether the container has its link as ADD left it: a DEL that died on its way has set it down first.
-fn has_link(netns: &NetNs, name: &str) -> Result<bool, Error> {
-    let pod = Route::open_in(netns).map_err(AttachError::from)?;
-    Ok(pod.link_by_name(name)?.is_some_and(|link| link.netdev.admin_up))
+/// Whether an attachment is as ADD left it. A DEL that died on its way has set the container's link down first; without a link the PF tells whether it
+/// has begun to take the VF's attributes back.
+fn is_complete(ctx: &Context<'_>, journal: &Journal, netns: &NetNs) -> Result<bool, Error> {
+    let Some(driver) = &journal.userspace_driver else {
+        let pod = Route::open_in(netns).map_err(AttachError::from)?;
+        return Ok(pod.link_by_name(&journal.owner.if_name)?.is_some_and(|link| link.netdev.admin_up));
+    };
+    if journal.applied.settings.is_empty() {
+        return Ok(true);
+    }
+    let route = Route::open()?;
+    let device = Device { vf: journal.vf, pf: journal.pf, index: journal.index, driver: driver.clone(), vdpa: None, netdev: None };
+    let (_, current) = device.attributes(ctx.host, &route)?;
+    Ok(vf_plan::unmet(&journal.applied.settings, &current).is_none())
 }
 
 /// An ADD that has the VF for itself.
@@ -151,9 +161,9 @@ impl Attaching<'_> {
     fn perform(&self, owner: Owner, undo: &mut Undo<'_>) -> Result<CniResult, Error> {
         let Self { ctx, store, wanted, netns, .. } = self;
         let route = Route::open()?;
-        let device = Device::find(ctx.host, &route, wanted.device)?;
+        let mut device = Device::find(ctx.host, &route, wanted.device)?;
+        attach::check_mtu(ctx.host, &route, &device, wanted.mtu)?;
         let pod = if device.netdev.is_some() {
-            attach::check_mtu(ctx.host, &route, &device, wanted.mtu)?;
             let pod = Route::open_in(netns).map_err(AttachError::from)?;
             attach::check_name(&pod, &ctx.request.if_name)?;
             Some(pod)
@@ -166,9 +176,7 @@ impl Attaching<'_> {
         store.write(&journal)?;
         ctx.io.reached(Moment::Journaled);
 
-        if !journal.applied.settings.is_empty() {
-            attach::configure(ctx.host, &route, &device, &journal.applied.settings, ctx.deadline.at())?;
-        }
+        self.configure(&route, &mut device, &mut journal)?;
         ctx.io.reached(Moment::Configured);
         let interface = self.enter(&route, pod.as_ref(), &device, &journal)?;
         ctx.io.reached(Moment::Up);
@@ -190,17 +198,37 @@ impl Attaching<'_> {
         ctx.io.reached(Moment::Addressed);
         if let Some(path) = &journal.device_info {
             // A pod can do without, as it can where the device plugin writes none.
-            if let Err(error) = Store::publish(path, &device_info::content(ctx, &device)) {
+            if let Err(error) = Store::publish(path, &device_info::content(ctx, &device, &journal.rdma)) {
                 ctx.log.write(Level::Warning, &error);
             }
         }
-        store.write_go_records(device.vf, &journal.owner, &go_plugin::record(ctx, &journal))?;
-        journal.go_records = true;
+        // The Go plugin knows VFs alone.
+        if device.vf.pci().is_some() {
+            store.write_go_records(device.vf, &journal.owner, &go_plugin::record(ctx, &journal))?;
+            journal.go_records = true;
+        }
         journal.phase = Phase::Attached;
         journal.result = Some(result.clone());
         store.write(&journal)?;
         ctx.io.reached(Moment::Recorded);
         Ok(result)
+    }
+
+    /// What the PF holds of the VF. A VF that is bound anew for it has another netdev and another RDMA device than the journal says.
+    fn configure(&self, route: &Route, device: &mut Device, journal: &mut Journal) -> Result<(), Error> {
+        let Self { ctx, wanted, .. } = self;
+        if !journal.applied.settings.is_empty()
+            && attach::configure(ctx.host, route, device, &journal.applied.settings, ctx.deadline.at())?
+            && let again = rdma::to_move(ctx.host, device, wanted.rdma_isolation, &ctx.request.path).map_err(AttachError::from)?
+            && again != journal.rdma
+        {
+            journal.rdma = again;
+            self.store.write(journal)?;
+        }
+        if let Some(trunk) = &wanted.trunk {
+            attach::set_trunk(ctx.host, device, trunk)?;
+        }
+        Ok(())
     }
 
     /// What is there and what will be changed. Reads only.
@@ -211,7 +239,10 @@ impl Attaching<'_> {
         let asks_the_pf = vf_plan::asks_the_pf(if device.pf.is_some() || device.netdev.is_none() { wanted } else { &without_mac });
         let attributes = if asks_the_pf || device.netdev.is_none() {
             match device.attributes(ctx.host, route) {
-                Ok((_, attributes)) => Some(attributes),
+                Ok((pf, attributes)) => {
+                    attach::check_guid(&pf, wanted.guid)?;
+                    Some(attributes)
+                }
                 // Nothing is asked of the PF: it need not be seen.
                 Err(_) if !asks_the_pf => None,
                 Err(error) => return Err(error.into()),
@@ -222,6 +253,7 @@ impl Attaching<'_> {
         let settings = attributes.as_ref().map(|current| vf_plan::asked(wanted, current)).unwrap_or_default();
         let netdev = device.netdev.as_ref().map(|link| OriginalNetdev {
             name: link.netdev.name.clone(),
+            device: device.vdpa.as_ref().and(link.parent_device.clone()),
             alt_names: link.netdev.alt_names.clone(),
             mac: link.netdev.mac,
             mtu: link.netdev.mtu,
@@ -229,6 +261,7 @@ impl Attaching<'_> {
             promisc: link.promisc,
             allmulti: link.allmulti,
         });
+        let trunk = wanted.trunk.as_ref().map(|asked| attach::original_trunk(ctx.host, device, asked)).transpose()?;
         Ok(Journal {
             version: VERSION,
             phase: Phase::Prepared,
@@ -241,8 +274,10 @@ impl Attaching<'_> {
             index: device.index,
             userspace_driver: device.userspace_driver().map(str::to_owned),
             kernel_driver: device.kernel_driver().map(str::to_owned),
-            applied: Applied { settings, mac: netdev.as_ref().and(wanted.mac), mtu: netdev.as_ref().and(wanted.mtu) },
-            original: Original { netdev, attributes },
+            applied: Applied { settings, mac: netdev.as_ref().and(wanted.mac), mtu: netdev.as_ref().and(wanted.mtu), trunk: wanted.trunk.clone() },
+            original: Original { netdev, attributes, trunk },
+            rdma: rdma::to_move(ctx.host, device, wanted.rdma_isolation, &ctx.request.path).map_err(AttachError::from)?,
+            ipam: ctx.conf.ipam.as_ref().and_then(|_| ctx.conf.wire().get("ipam").cloned()),
             go_records: false,
             device_info: device_info::wanted(ctx),
             result: None,
@@ -254,11 +289,11 @@ impl Attaching<'_> {
         let Self { ctx, wanted, netns, .. } = self;
         let name = ctx.request.if_name.clone();
         let sandbox = Some(journal.owner.netns_path.display().to_string());
-        let pci_id = Some(device.vf.to_string());
+        let pci_id = device.vf.pci().map(|address| address.to_string());
         let (Some(link), Some(pod)) = (&device.netdev, pod) else {
             let known = journal.original.attributes.as_ref().map(|a| a.mac).filter(|mac| !mac.is_zero());
             let pf = device.pf.map(|pf| crate::device::pf_link(ctx.host, route, pf)).transpose()?.flatten();
-            let mtu = pf.map(|pf| pf.netdev.mtu);
+            let mtu = wanted.mtu.or(pf.map(|pf| pf.netdev.mtu));
             return Ok(Interface { name, mac: wanted.mac.or(known), mtu, sandbox, pci_id });
         };
         let deadline = ctx.deadline.at();
@@ -266,6 +301,7 @@ impl Attaching<'_> {
         ctx.io.reached(Moment::Moved);
         netns.run_in(|| attach::notify_neighbours(ctx.host, ctx.log, &name)).map_err(AttachError::from)?;
         let up = attach::bring_up(pod, &name, wanted, deadline)?;
+        rdma::move_in(&journal.rdma, netns).map_err(AttachError::from)?;
         ctx.log.write(Level::Info, &format_args!("{} of VF {} is {name} in the container", link.netdev.name, device.vf));
         Ok(Interface { name, mac: up.netdev.mac, mtu: Some(up.netdev.mtu), sandbox, pci_id })
     }

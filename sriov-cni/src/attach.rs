@@ -7,20 +7,27 @@ use std::time::Instant;
 
 use rustix::io::Errno;
 use sriov_host::Host;
+use sriov_host::guid::Guid;
+use sriov_host::inventory::LinkType;
 use sriov_host::mac::MacAddr;
 use sriov_host::netlink::route::OpenRouteError;
 use sriov_host::netlink::{Link, LinkChange, NetlinkError, Route, RouteSpec};
 use sriov_host::netns::{NetNs, NetNsError};
 use sriov_host::pci::PciAddress;
+use sriov_host::sysfs::SysfsError;
 use sriov_host::vf::{VfIndex, VfSetting};
 
 use crate::conf::VfRequest;
 use crate::deadline::while_busy;
-use crate::device::{Device, DeviceError, pf_link};
+use crate::device::{Device, DeviceError, pf_link, without_pf};
+use crate::device_id::DeviceId;
+use crate::infiniband::{self, ProbeError};
 use crate::log::{Level, Log};
 use crate::quirks::{self, MacOrder};
+use crate::rdma::RdmaError;
 use crate::result::CniResult;
-use crate::vf_plan;
+use crate::vlan_set::VlanSet;
+use crate::{trunk, vf_plan};
 
 /// A change that the kernel or a driver refused. CNI error code 101 for attributes, 102 for the rest.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +42,7 @@ pub enum AttachError {
         /// The attribute.
         setting: VfSetting,
         /// The driver's answer.
-        cause: NetlinkError,
+        cause: Box<NetlinkError>,
     },
     /// The driver accepted an attribute and left it as it was.
     #[error("VF {index} of {pf}: the driver accepted {} ({setting}) but did not take it over", setting.name())]
@@ -65,7 +72,7 @@ pub enum AttachError {
         /// What was asked.
         given: String,
         /// The VF.
-        vf: PciAddress,
+        vf: DeviceId,
         /// Its driver.
         driver: String,
     },
@@ -89,6 +96,57 @@ pub enum AttachError {
         /// Why.
         cause: NetlinkError,
     },
+    /// A GUID for a VF that has none.
+    #[error("infinibandGUID is {guid}: PF {pf} is no InfiniBand port")]
+    NotInfiniband {
+        /// Name of the PF's netdev.
+        pf: String,
+        /// What was asked.
+        guid: Guid,
+    },
+    /// No interface for trunks.
+    #[error(
+        "vlanTrunk is {trunk}: the driver of PF {pf} has no interface for it (no file sriov/{index}/trunk in the PF's folder of sysfs; of drivers in the \
+             kernel's own tree none has it)"
+    )]
+    NoTrunk {
+        /// The PF.
+        pf: PciAddress,
+        /// The VF.
+        index: VfIndex,
+        /// What was asked.
+        trunk: VlanSet,
+    },
+    /// The driver refused the trunk.
+    #[error("VF {index} of {pf}: the driver refused vlanTrunk ({trunk}): {cause}")]
+    TrunkRefused {
+        /// The PF.
+        pf: PciAddress,
+        /// The VF.
+        index: VfIndex,
+        /// What was asked.
+        trunk: VlanSet,
+        /// The driver's answer.
+        cause: SysfsError,
+    },
+    /// The driver accepted the trunk and left it as it was.
+    #[error("VF {index} of {pf}: the driver accepted vlanTrunk ({trunk}) but has {found}")]
+    TrunkIgnored {
+        /// The PF.
+        pf: PciAddress,
+        /// The VF.
+        index: VfIndex,
+        /// What was asked.
+        trunk: VlanSet,
+        /// What is there.
+        found: VlanSet,
+    },
+    /// Its RDMA device.
+    #[error(transparent)]
+    Rdma(#[from] RdmaError),
+    /// Binding it anew.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
     /// The device.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -115,7 +173,7 @@ pub(crate) fn set_attributes(route: &Route, pf: &Link, index: VfIndex, settings:
     if settings.is_empty() {
         return Ok(());
     }
-    let refused = |setting: &VfSetting, cause| AttachError::Refused { pf: pf.netdev.name.clone(), index, setting: *setting, cause };
+    let refused = |setting: &VfSetting, cause| AttachError::Refused { pf: pf.netdev.name.clone(), index, setting: *setting, cause: Box::new(cause) };
     match (route.set_vf(pf.netdev.ifindex, index, settings), settings) {
         (Ok(()), _) => Ok(()),
         (Err(cause), [only]) => Err(refused(only, cause)),
@@ -123,8 +181,9 @@ pub(crate) fn set_attributes(route: &Route, pf: &Link, index: VfIndex, settings:
     }
 }
 
-/// Brings a VF's attributes to `asked`, with the netdev's address in the order that its driver needs, and looks once whether they arrived.
-pub(crate) fn configure(host: &Host, route: &Route, device: &Device, asked: &[VfSetting], deadline: Instant) -> Result<(), AttachError> {
+/// Brings a VF's attributes to `asked`, with the netdev's address in the order that its driver needs, and looks once whether they arrived. True when
+/// the VF was bound anew for that: its netdev is then another.
+pub(crate) fn configure(host: &Host, route: &Route, device: &mut Device, asked: &[VfSetting], deadline: Instant) -> Result<bool, AttachError> {
     let (pf, mut current) = device.attributes(host, route)?;
     let mac = asked.iter().find_map(|s| if let VfSetting::Mac(mac) = s { Some(*mac) } else { None });
     if let (Some(mac), Some(link), MacOrder::NetdevFirst) = (mac, &device.netdev, quirks::mac_order(device.kernel_driver()))
@@ -141,13 +200,43 @@ pub(crate) fn configure(host: &Host, route: &Route, device: &Device, asked: &[Vf
     }
     let settings = vf_plan::changes(asked, &current);
     if settings.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
     set_attributes(route, &pf, device.index, &settings)?;
     let (pf, after) = device.attributes(host, route)?;
-    match vf_plan::unmet(&settings, &after) {
-        None => Ok(()),
-        Some(vf_plan::Unmet(setting)) => Err(AttachError::Ignored { pf: pf.netdev.name, index: device.index, setting }),
+    if let Some(vf_plan::Unmet(setting)) = vf_plan::unmet(&settings, &after) {
+        return Err(AttachError::Ignored { pf: pf.netdev.name, index: device.index, setting });
+    }
+    match (infiniband::needs_probe(device.kernel_driver(), &settings), device.vf.pci()) {
+        (true, Some(vf)) => {
+            device.netdev = Some(infiniband::probe_again(host, route, vf, &device.driver, deadline)?);
+            Ok(true)
+        }
+        _ => Ok(false),
+    }
+}
+
+/// The trunk of a VF before it is changed.
+pub(crate) fn original_trunk(host: &Host, device: &Device, asked: &VlanSet) -> Result<VlanSet, AttachError> {
+    let pf = device.pf.ok_or_else(|| without_pf(device.vf))?;
+    let current = trunk::read(host, pf, device.index).map_err(DeviceError::from)?;
+    current.ok_or_else(|| AttachError::NoTrunk { pf, index: device.index, trunk: asked.clone() })
+}
+
+/// Lets these VLANs through to the VF and no others, and looks once whether it is so.
+pub(crate) fn set_trunk(host: &Host, device: &Device, asked: &VlanSet) -> Result<(), AttachError> {
+    let current = original_trunk(host, device, asked)?;
+    let (pf, index) = (device.pf.ok_or_else(|| without_pf(device.vf))?, device.index);
+    trunk::write(host, pf, index, &current, asked).map_err(|cause| AttachError::TrunkRefused { pf, index, trunk: asked.clone(), cause })?;
+    let found = original_trunk(host, device, asked)?;
+    if found == *asked { Ok(()) } else { Err(AttachError::TrunkIgnored { pf, index, trunk: asked.clone(), found }) }
+}
+
+/// Refuses a GUID for a VF of an Ethernet port, which could only fail half-way.
+pub(crate) fn check_guid(pf: &Link, asked: Option<Guid>) -> Result<(), AttachError> {
+    match asked {
+        Some(guid) if pf.netdev.link_type != LinkType::Infiniband => Err(AttachError::NotInfiniband { pf: pf.netdev.name.clone(), guid }),
+        _ => Ok(()),
     }
 }
 
@@ -163,10 +252,9 @@ pub(crate) fn check_mtu(host: &Host, route: &Route, device: &Device, asked: Opti
     Ok(())
 }
 
-/// What only a netdev has can't be set on a VF that a program holds.
+/// What only a netdev has can't be set on a VF that a program holds. An MTU can: it is told in the result, as the PF's is without one.
 pub(crate) fn refuse_without_netdev(wanted: &VfRequest, device: &Device) -> Result<(), AttachError> {
     let asked = [
-        wanted.mtu.map(|mtu| ("mtu", mtu.to_string())),
         wanted.allmulti.map(|on| ("allmulti", if on { "on" } else { "off" }.to_owned())),
         wanted.promisc.map(|on| ("promisc", if on { "on" } else { "off" }.to_owned())),
     ];

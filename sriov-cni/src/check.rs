@@ -9,7 +9,7 @@ use sriov_host::netns::NetNs;
 
 use crate::Context;
 use crate::attach::AttachError;
-use crate::device::Device;
+use crate::device::{Device, DeviceError};
 use crate::errors::Error;
 use crate::go_plugin;
 use crate::ipam::{self, Attachment};
@@ -17,7 +17,7 @@ use crate::journal::{Journal, Phase};
 use crate::request::Command;
 use crate::result::CniResult;
 use crate::state::Store;
-use crate::vf_plan;
+use crate::{trunk, vf_plan};
 
 /// Compares the attachment with its journal, or with `prevResult` where the runtime gives one.
 pub(crate) fn check(ctx: &Context<'_>) -> Result<(), Error> {
@@ -39,11 +39,17 @@ pub(crate) fn check(ctx: &Context<'_>) -> Result<(), Error> {
     // What the Go plugin set is in its record only by kind, so that there is nothing to compare with.
     if !journal.applied.settings.is_empty() && journal.result.is_some() {
         let route = Route::open()?;
-        let device = Device { vf: journal.vf, pf: journal.pf, index: journal.index, driver: String::new(), netdev: None };
+        let device = Device { vf: journal.vf, pf: journal.pf, index: journal.index, driver: String::new(), vdpa: None, netdev: None };
         let (pf, current) = device.attributes(ctx.host, &route)?;
         if let Some(vf_plan::Unmet(setting)) = vf_plan::unmet(&journal.applied.settings, &current) {
             return Err(differs(format!("{} of VF {} on {}", setting.name(), journal.index, pf.netdev.name), "something else", setting));
         }
+    }
+    if let (Some(asked), Some(pf)) = (&journal.applied.trunk, journal.pf)
+        && let Some(found) = trunk::read(ctx.host, pf, journal.index).map_err(DeviceError::from)?
+        && found != *asked
+    {
+        return Err(differs(format!("vlanTrunk of VF {} on {pf}", journal.index), found, asked));
     }
     if let Some(plugin) = &ctx.conf.ipam {
         ipam::call(ctx, plugin, Command::Check, Attachment::of(ctx))?;
@@ -56,7 +62,7 @@ fn in_container(ctx: &Context<'_>, journal: &Journal, expected: &CniResult) -> R
     let netns = NetNs::open(ctx.request.netns.clone().unwrap_or_default()).map_err(Error::NetNs)?;
     let pod = Route::open_in(&netns).map_err(AttachError::from)?;
     let link = pod.link_by_name(if_name)?.ok_or_else(|| differs(format!("interface {if_name}"), "not there", "it in the container"))?;
-    if link.parent.is_some_and(|parent| parent != journal.vf) {
+    if link.parent.is_some_and(|parent| Some(parent) != journal.vf.pci()) {
         return Err(differs(format!("interface {if_name}"), "of another device", format!("VF {}", journal.vf)));
     }
     if !link.netdev.admin_up {

@@ -6,21 +6,27 @@
 //!
 //! What does not live here: anything that needs the machine.
 
-use std::ops::RangeInclusive;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use sriov_host::guid::Guid;
 use sriov_host::mac::MacAddr;
-use sriov_host::pci::PciAddress;
 use sriov_host::rate::Mbps;
 use sriov_host::vf::VfLinkState;
 use sriov_host::vlan::{VlanId, VlanProto, VlanQos};
 
+use crate::conf::requested::{check_infiniband, device_value, requested_guid, requested_mac, requested_trunk, requested_vlan};
+use crate::conf::values::{flag, invalid, number, one_of, switch, text};
+use crate::device_id::DeviceId;
 use crate::log::Level;
 use crate::request::is_identifier;
 use crate::version::{CniVersion, UnsupportedVersion};
+use crate::vlan_set::VlanSet;
+
+mod requested;
+mod values;
 
 /// Where state is kept unless `stateDir` says otherwise. The config daemon reads the journals below it.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/cni/sriov";
@@ -35,8 +41,8 @@ pub struct NetConf {
     pub version: CniVersion,
     /// `name` of the network.
     pub name: String,
-    /// The VF: `deviceID`, else `runtimeConfig.deviceID`, else `pciBusID`; `None` when absent or malformed.
-    pub device: Option<PciAddress>,
+    /// The VF or sub-function: `deviceID`, else `runtimeConfig.deviceID`, else `pciBusID`; `None` when absent or malformed.
+    pub device: Option<DeviceId>,
     /// `ipam.type`; `None` without IPAM.
     pub ipam: Option<String>,
     /// `stateDir`, absolute.
@@ -69,8 +75,8 @@ pub struct ValidAttachment {
 /// What ADD is asked to do with a VF. An absent value means: leave it as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VfRequest {
-    /// The VF.
-    pub device: PciAddress,
+    /// The VF or sub-function.
+    pub device: DeviceId,
     /// MAC for the VF and its netdev.
     pub mac: Option<MacAddr>,
     /// MTU of the netdev in bytes.
@@ -91,6 +97,12 @@ pub struct VfRequest {
     pub trust: Option<bool>,
     /// Link state that the VF is shown.
     pub link_state: Option<VfLinkState>,
+    /// Tagged VLANs that the PF lets through.
+    pub trunk: Option<VlanSet>,
+    /// Identifier of an InfiniBand VF's adapter and port.
+    pub guid: Option<Guid>,
+    /// Whether its RDMA device goes along; absent: where RDMA devices belong to one namespace.
+    pub rdma_isolation: Option<bool>,
 }
 
 /// A port VLAN. Priority and protocol default to 0 and 802.1q, as in the field.
@@ -144,7 +156,7 @@ pub enum ConfError {
 }
 
 /// Keys that mean something here.
-const OWN_KEYS: [&str; 17] = [
+const OWN_KEYS: [&str; 20] = [
     "vlan",
     "vlanQoS",
     "vlanProto",
@@ -158,6 +170,9 @@ const OWN_KEYS: [&str; 17] = [
     "allmulti",
     "promisc",
     "vlanTrunk",
+    "pkey",
+    "rdmaIsolation",
+    "ibKubernetesEnabled",
     "deadlineSeconds",
     "logLevel",
     "logFile",
@@ -235,11 +250,16 @@ impl NetConf {
         let device = match (self.device, device_value(wire)) {
             (Some(device), _) => device,
             (None, Some((key, given))) => {
-                return Err(invalid(key, given, "the PCI address of a VF, for example 0000:3b:02.1 (sub-functions can't be attached)"));
+                return Err(invalid(
+                    key,
+                    given,
+                    "the PCI address of a VF, for example 0000:3b:02.1, or the name of a sub-function, for example mlx5_core.sf.4",
+                ));
             }
             (None, None) => return Err(ConfError::Missing { key: "deviceID", hint: NO_DEVICE }),
         };
         check_the_rest(wire)?;
+        check_infiniband(wire)?;
         let rate = |key| Ok::<_, ConfError>(number(wire, key, 0..=u32::MAX)?.map(Mbps));
         Ok(VfRequest {
             device,
@@ -257,6 +277,9 @@ impl NetConf {
                 "link_state",
                 &[("auto", VfLinkState::Auto), ("enable", VfLinkState::Enable), ("disable", VfLinkState::Disable)],
             )?,
+            trunk: requested_trunk(wire)?,
+            guid: requested_guid(wire)?,
+            rdma_isolation: flag(wire, "rdmaIsolation")?,
         })
     }
 }
@@ -276,26 +299,14 @@ fn check_the_rest(wire: &Map<String, Value>) -> Result<(), ConfError> {
         }
     }
     device_info_file(wire)?;
-    for (key, reason) in REFUSED_KEYS {
-        let given = wire.get(key).or_else(|| wire.get("runtimeConfig")?.get(key));
-        if let Some(given) = given.filter(|value| !value.is_null() && value.as_str() != Some("")) {
-            return Err(invalid(key, given, reason));
-        }
-    }
     Ok(())
 }
 
-const DEADLINE_SECONDS: RangeInclusive<u32> = 1..=300;
+const DEADLINE_SECONDS: std::ops::RangeInclusive<u32> = 1..=300;
 
 /// Multus leaves the key out when the kubelet's answer holds no device of the network's resource.
 const NO_DEVICE: &str = "the VF's PCI address is put here by Multus when the pod has a device of the network's resource; \
                          does the pod request the resource that the network's k8s.v1.cni.cncf.io/resourceName names?";
-
-/// Keys that are known and can't be followed: a network that depends on them must not come up without.
-const REFUSED_KEYS: [(&str, &str); 2] = [
-    ("vlanTrunk", "nothing: no driver of the kernel's own tree lets a VF's VLAN trunk be set"),
-    ("infinibandGUID", "nothing: this plugin does not set GUIDs of InfiniBand VFs; use the CNI for InfiniBand"),
-];
 
 fn is_known(key: &str) -> bool {
     OWN_KEYS.contains(&key) || CARRIED_KEYS.contains(&key) || key.starts_with("cni.dev/")
@@ -305,14 +316,6 @@ fn is_known(key: &str) -> bool {
 fn nearest(key: &str) -> Option<&'static str> {
     let letters = |text: &str| text.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect::<String>();
     OWN_KEYS.into_iter().chain(CARRIED_KEYS).find(|known| letters(known) == letters(key))
-}
-
-/// What names the device, with its key: `deviceID` as the kubelet's choice through Multus, then the pod's own, then the older key.
-fn device_value(wire: &Map<String, Value>) -> Option<(&'static str, &Value)> {
-    let runtime = wire.get("runtimeConfig").and_then(|r| r.get("deviceID"));
-    [("deviceID", wire.get("deviceID")), ("runtimeConfig.deviceID", runtime), ("pciBusID", wire.get("pciBusID"))]
-        .into_iter()
-        .find_map(|(key, value)| value.filter(|v| !v.is_null() && v.as_str() != Some("")).map(|value| (key, value)))
 }
 
 /// The file that tells the runtime what the device is (device-info specification 1.1.0). Its folder is not ours to choose: no `..`.
@@ -330,88 +333,14 @@ fn ipam_type(wire: &Map<String, Value>) -> Result<Option<String>, ConfError> {
     match ipam.as_object().ok_or_else(wrong)?.get("type") {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(name)) if name.is_empty() => Ok(None),
-        Some(Value::String(name)) if !name.contains('/') && name != "." && name != ".." => Ok(Some(name.clone())),
-        Some(_) => Err(wrong()),
+        Some(_) => plugin_of(ipam).map(Some).ok_or_else(wrong),
     }
 }
 
-fn requested_mac(wire: &Map<String, Value>, args_mac: Option<&str>) -> Result<Option<MacAddr>, ConfError> {
-    let parse = |key: &'static str, given: &str| {
-        given.parse().ok().filter(|mac: &MacAddr| !mac.is_zero() && !mac.is_multicast()).ok_or_else(|| {
-            invalid(key, &given.into(), "a unicast MAC address that is not zero, as 02:00:5e:10:00:01, 02-00-5e-10-00-01 or 0200.5e10.0001")
-        })
-    };
-    let own = text(wire, "mac")?.map(|given| parse("mac", given)).transpose()?;
-    let args = args_mac.map(|given| parse("MAC of CNI_ARGS", given)).transpose()?;
-    let runtime = match wire.get("runtimeConfig").and_then(|r| r.get("mac")) {
-        None | Some(Value::Null) => None,
-        Some(Value::String(given)) if given.is_empty() => None,
-        Some(Value::String(given)) => Some(parse("runtimeConfig.mac", given)?),
-        Some(other) => return Err(invalid("runtimeConfig.mac", other, "a text")),
-    };
-    Ok(runtime.or(args).or(own))
-}
-
-fn requested_vlan(wire: &Map<String, Value>) -> Result<Option<VlanRequest>, ConfError> {
-    let id = number(wire, "vlan", 0..=4094)?;
-    let qos = number(wire, "vlanQoS", 0..=7)?;
-    // In any case, as in the field: the operator's networks may say 802.1Q and 802.1AD.
-    let lower = wire.get("vlanProto").and_then(Value::as_str).map(str::to_ascii_lowercase);
-    let proto = match lower.as_deref() {
-        Some("802.1q") => Some(VlanProto::Dot1q),
-        Some("802.1ad") => Some(VlanProto::Dot1ad),
-        _ => one_of(wire, "vlanProto", &[("802.1q", VlanProto::Dot1q), ("802.1ad", VlanProto::Dot1ad)])?,
-    };
-    let Some(id) = id else {
-        for key in ["vlanQoS", "vlanProto"] {
-            if let Some(given) = wire.get(key).filter(|v| !v.is_null() && v.as_str() != Some("")) {
-                return Err(invalid(key, given, "nothing without vlan: it describes the tag"));
-            }
-        }
-        return Ok(None);
-    };
-    if id == 0 && qos.is_some_and(|qos| qos != 0) {
-        return Err(invalid("vlanQoS", &wire["vlanQoS"], "0 with vlan 0: there is no tag to carry a priority"));
-    }
-    if id == 0 && proto == Some(VlanProto::Dot1ad) {
-        return Err(invalid("vlanProto", &wire["vlanProto"], "802.1q with vlan 0: there is no tag"));
-    }
-    let narrow = || {
-        let id = u16::try_from(id).ok()?.try_into().ok()?;
-        let qos = u8::try_from(qos.unwrap_or_default()).ok()?.try_into().ok()?;
-        Some(VlanRequest { id, qos, proto: proto.unwrap_or_default() })
-    };
-    narrow().map(Some).ok_or_else(|| invalid("vlan", &wire["vlan"], "a VLAN id and priority in the ranges of IEEE 802.1Q"))
-}
-
-fn invalid(key: &'static str, given: &Value, allowed: &str) -> ConfError {
-    ConfError::Invalid { key, given: given.to_string(), allowed: allowed.to_owned() }
-}
-
-/// A text; absent, `null` and empty are the same, as in the field.
-fn text<'a>(wire: &'a Map<String, Value>, key: &'static str) -> Result<Option<&'a str>, ConfError> {
-    match wire.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.as_str()).filter(|t| !t.is_empty())),
-        Some(other) => Err(invalid(key, other, "a text")),
-    }
-}
-
-fn number(wire: &Map<String, Value>, key: &'static str, range: RangeInclusive<u32>) -> Result<Option<u32>, ConfError> {
-    let Some(value) = wire.get(key).filter(|v| !v.is_null()) else { return Ok(None) };
-    let number = value.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|n| range.contains(n));
-    number.map(Some).ok_or_else(|| invalid(key, value, &format!("a whole number from {} to {}", range.start(), range.end())))
-}
-
-fn switch(wire: &Map<String, Value>, key: &'static str) -> Result<Option<bool>, ConfError> {
-    one_of(wire, key, &[("on", true), ("off", false)])
-}
-
-fn one_of<T: Copy>(wire: &Map<String, Value>, key: &'static str, choices: &[(&str, T)]) -> Result<Option<T>, ConfError> {
-    let allowed = || choices.iter().map(|(name, _)| format!("{name:?}")).collect::<Vec<_>>().join(" or ");
-    let Some(value) = wire.get(key).filter(|v| !v.is_null() && v.as_str() != Some("")) else { return Ok(None) };
-    let choice = value.as_str().and_then(|given| choices.iter().find(|(name, _)| *name == given));
-    choice.map(|(_, meaning)| Some(*meaning)).ok_or_else(|| invalid(key, value, &allowed()))
+/// The plugin that an `ipam` object names; `None` where it names none, or something else than a plugin.
+pub(crate) fn plugin_of(ipam: &Value) -> Option<String> {
+    let name = ipam.get("type")?.as_str().filter(|name| !name.is_empty() && !name.contains('/') && *name != "." && *name != "..");
+    name.map(str::to_owned)
 }
 
 #[cfg(test)]

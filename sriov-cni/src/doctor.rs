@@ -94,7 +94,7 @@ fn state_of(store: &Store, journal: &Journal, host: &Host) -> &'static str {
     if there || journal.userspace_driver.is_some() { "attached" } else { "lost-netdev" }
 }
 
-/// DEL as the runtime would call it, without IPAM: the journal does not say which plugin gave addresses.
+/// DEL as the runtime would call it. It has no IPAM: the journal says which plugin gave addresses.
 fn del_command(state_dir: &Path, journal: &Journal, program: &Path) -> String {
     let conf = json!({
         "cniVersion": "1.1.0", "name": journal.network, "type": "sriov", "deviceID": journal.vf.to_string(), "stateDir": state_dir,

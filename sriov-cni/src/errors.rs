@@ -2,19 +2,18 @@
 //!
 //! Codes 1 to 99 are the specification's, from 100 on they are ours; README.md has the table, and a test compares it with [`OWN_CODES`].
 
-use serde_json::{Value, json};
-use sriov_host::netlink::NetlinkError;
-use sriov_host::netns::NetNsError;
-use sriov_host::pci::PciAddress;
-
 use crate::attach::AttachError;
 use crate::conf::ConfError;
 use crate::device::DeviceError;
+use crate::device_id::DeviceId;
 use crate::ipam::IpamError;
 use crate::request::RequestError;
 use crate::restore::RestoreError;
 use crate::state::StateError;
 use crate::version::CniVersion;
+use serde_json::{Value, json};
+use sriov_host::netlink::NetlinkError;
+use sriov_host::netns::NetNsError;
 
 /// Our own codes with their meaning.
 pub const OWN_CODES: [(u64, &str); 7] = [
@@ -59,7 +58,7 @@ pub enum Error {
     #[error("VF {vf} is attached to container {container_id} as {if_name}, whose network namespace still exists")]
     Taken {
         /// The VF.
-        vf: PciAddress,
+        vf: DeviceId,
         /// Its container.
         container_id: String,
         /// Its interface there.
@@ -69,7 +68,7 @@ pub enum Error {
     #[error("VF {vf} was attached by the Go plugin to the network namespace {netns}, which still exists")]
     TakenBefore {
         /// The VF.
-        vf: PciAddress,
+        vf: DeviceId,
         /// Its container's namespace.
         netns: String,
     },
@@ -77,7 +76,7 @@ pub enum Error {
     #[error("the attachment of VF {vf} was taken away by another call while IPAM worked")]
     Overtaken {
         /// The VF.
-        vf: PciAddress,
+        vf: DeviceId,
     },
     /// Our files. Codes 5, 11.
     #[error(transparent)]
@@ -95,9 +94,9 @@ pub enum Error {
     #[error("VF {vf} was left by a container that is gone and could not be restored: {cause}")]
     RestoreFirst {
         /// The VF.
-        vf: PciAddress,
+        vf: DeviceId,
         /// Why.
-        cause: RestoreError,
+        cause: Box<RestoreError>,
     },
     /// IPAM. Its own code, or 103.
     #[error(transparent)]
@@ -140,7 +139,9 @@ impl Error {
             Self::Conf(ConfError::UnknownKey { .. }) => 2,
             Self::Conf(ConfError::Decode(_)) => 6,
             Self::Conf(ConfError::Invalid { .. } | ConfError::Missing { .. })
-            | Self::Attach(AttachError::Mtu { .. } | AttachError::Userspace { .. }) => 7,
+            | Self::Attach(
+                AttachError::Mtu { .. } | AttachError::Userspace { .. } | AttachError::NotInfiniband { .. } | AttachError::NoTrunk { .. },
+            ) => 7,
             Self::Taken { .. }
             | Self::TakenBefore { .. }
             | Self::Overtaken { .. }
@@ -149,7 +150,9 @@ impl Error {
             Self::State(_) => 5,
             Self::Unavailable(_) | Self::IpamUnavailable(_) => 50,
             Self::Device(error) | Self::Attach(AttachError::Device(error)) => device_code(error),
-            Self::Attach(AttachError::Refused { .. } | AttachError::Ignored { .. }) => 101,
+            Self::Attach(
+                AttachError::Refused { .. } | AttachError::Ignored { .. } | AttachError::TrunkRefused { .. } | AttachError::TrunkIgnored { .. },
+            ) => 101,
             Self::Attach(_) | Self::Netlink(_) => 102,
             Self::Ipam(IpamError::Refused { code, .. }) => *code,
             Self::Ipam(_) => 103,

@@ -2,18 +2,21 @@
 //!
 //! What does not live here: doing any of it. Invariant: nothing is changed, no file is made, no other program runs.
 
+use std::path::PathBuf;
+
 use serde_json::{Value, json};
 use sriov_host::Host;
 use sriov_host::netlink::{Link, Route};
 
-use crate::attach;
+use crate::attach::{self, AttachError};
 use crate::conf::{NetConf, VfRequest};
 use crate::device::Device;
 use crate::errors::Error;
 use crate::restore::{boot_id, living_netns};
 use crate::state::Store;
 use crate::version::CniVersion;
-use crate::vf_plan;
+use crate::vlan_set::VlanSet;
+use crate::{infiniband, rdma, vf_plan};
 
 /// What ADD would do.
 #[derive(Debug, Default)]
@@ -62,12 +65,24 @@ fn look(stdin: &[u8], args_mac: Option<&str>, host: &Host, steps: &mut Vec<Strin
     }
     let route = Route::open()?;
     let device = Device::find(host, &route, vf)?;
-    let of_pf = device.pf.map_or_else(|| "without a PF here".to_owned(), |pf| format!("VF {} of PF {pf}", device.index));
+    let alone = if vf.pci().is_some() { "without a PF here" } else { "a sub-function" };
+    let of_pf = device.pf.map_or_else(|| alone.to_owned(), |pf| format!("VF {} of PF {pf}", device.index));
     steps.push(format!("use {vf}, {of_pf}, with driver {}", device.driver));
     through_the_pf(host, &route, &device, &wanted, steps)?;
+    if let Some(trunk) = &wanted.trunk {
+        let current = attach::original_trunk(host, &device, trunk)?;
+        steps.push(format!(
+            "let the VLANs {trunk} through to VF {}, now {}",
+            device.index,
+            if current == VlanSet::default() { "none".to_owned() } else { current.to_string() }
+        ));
+    }
     attach::check_mtu(host, &route, &device, wanted.mtu)?;
+    let plugins: Vec<PathBuf> = std::env::var_os("CNI_PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
+    let rdma = rdma::to_move(host, &device, wanted.rdma_isolation, &plugins).map_err(AttachError::from)?;
     if let Some(link) = &device.netdev {
         on_the_netdev(link, &wanted, steps);
+        steps.extend(rdma.into_iter().map(|rdma| format!("move the RDMA device {} into the container", rdma.name)));
     } else {
         attach::refuse_without_netdev(&wanted, &device)?;
         steps.push("leave the device with its driver: a program in the container uses it".to_owned());
@@ -98,10 +113,14 @@ fn through_the_pf(host: &Host, route: &Route, device: &Device, wanted: &VfReques
         return Ok(());
     }
     let (pf, current) = device.attributes(host, route)?;
+    attach::check_guid(&pf, wanted.guid)?;
     for setting in vf_plan::asked(wanted, &current) {
         let in_place = vf_plan::changes(&[setting], &current).is_empty();
         let verb = if in_place { "leave, because it is so already:" } else { "set" };
         steps.push(format!("{verb} {setting} of VF {} through {}", device.index, pf.netdev.name));
+    }
+    if infiniband::needs_probe(device.kernel_driver(), &vf_plan::changes(&vf_plan::asked(wanted, &current), &current)) {
+        steps.push(format!("bind VF {} anew to {}, so that it takes its GUIDs over", device.vf, device.driver));
     }
     Ok(())
 }

@@ -3,15 +3,14 @@
 //! Invariant: without a list of valid attachments nothing is removed; other networks' attachments are never touched; one failure does not stop
 //! the others.
 
-use sriov_host::pci::PciAddress;
-
 use crate::Context;
 use crate::conf::ConfError;
 use crate::del::bring_back;
+use crate::device_id::DeviceId;
 use crate::errors::Error;
 use crate::go_plugin::device_of;
 use crate::ipam::{self, Attachment};
-use crate::journal::Journal;
+use crate::journal::{Journal, Owner};
 use crate::log::Level;
 use crate::request::Command;
 use crate::state::Store;
@@ -30,7 +29,8 @@ pub(crate) fn gc(ctx: &Context<'_>) -> Result<(), Error> {
     for journal in store.all()? {
         match journal {
             Ok(journal) if stale(&journal) => {
-                let gone = Gone { container_id: &journal.owner.container_id, if_name: &journal.owner.if_name };
+                let Owner { container_id, if_name, .. } = &journal.owner;
+                let gone = Attachment { container_id, if_name, netns: None, ipam: journal.ipam.as_ref() };
                 failures.extend(collect(ctx, &store, journal.vf, gone, stale));
             }
             Ok(_) => {}
@@ -44,35 +44,26 @@ pub(crate) fn gc(ctx: &Context<'_>) -> Result<(), Error> {
             && record.conf["name"].as_str() == Some(&ctx.conf.name)
             && let (Some(vf), Some((container_id, if_name))) = (device_of(&record.conf), record.name.split_once('-'))
         {
-            failures.extend(collect(ctx, &store, vf, Gone { container_id, if_name }, stale));
+            failures.extend(collect(ctx, &store, vf, Attachment { container_id, if_name, netns: None, ipam: None }, stale));
+        }
+    }
+    // What a DEL that died could not ask for any more.
+    for Journal { owner, ipam, .. } in store.owing(&ctx.conf.name)? {
+        if !valid.iter().any(|known| owner.is(&known.container_id, &known.ifname)) {
+            let gone = Attachment { container_id: &owner.container_id, if_name: &owner.if_name, netns: None, ipam: ipam.as_ref() };
+            failures.extend(ipam::take_back(ctx, gone).err().map(Error::from));
         }
     }
     if let Some(plugin) = &ctx.conf.ipam {
-        // What a DEL that died could not ask for any more.
-        for owner in store.owing(&ctx.conf.name)? {
-            if !valid.iter().any(|known| owner.is(&known.container_id, &known.ifname)) {
-                let gone = Attachment { container_id: &owner.container_id, if_name: &owner.if_name, netns: None };
-                failures.extend(ipam::call(ctx, plugin, Command::Del, gone).err().map(Error::from));
-            }
-        }
         failures.extend(ipam::call_if_known(ctx, plugin, Command::Gc).err().map(Error::from));
     }
     Error::all(failures).map_or(Ok(()), Err)
 }
 
-/// An attachment that the runtime does not know.
-#[derive(Clone, Copy)]
-struct Gone<'a> {
-    container_id: &'a str,
-    if_name: &'a str,
-}
-
-fn collect(ctx: &Context<'_>, store: &Store, vf: PciAddress, gone: Gone<'_>, stale: impl Fn(&Journal) -> bool) -> Vec<Error> {
-    let Gone { container_id, if_name } = gone;
+/// Detaches an attachment that the runtime does not know.
+fn collect(ctx: &Context<'_>, store: &Store, vf: DeviceId, gone: Attachment<'_>, stale: impl Fn(&Journal) -> bool) -> Vec<Error> {
+    let Attachment { container_id, if_name, .. } = gone;
     ctx.log.write(Level::Info, &format_args!("VF {vf}: container {container_id} is gone"));
-    let mut failures: Vec<Error> = bring_back(ctx, store, vf, (container_id, if_name), stale).err().into_iter().collect();
-    if let Some(plugin) = &ctx.conf.ipam {
-        failures.extend(ipam::call(ctx, plugin, Command::Del, Attachment { container_id, if_name, netns: None }).err().map(Error::from));
-    }
-    failures
+    let detached = bring_back(ctx, store, vf, (container_id, if_name), stale).err();
+    detached.into_iter().chain(ipam::take_back(ctx, gone).err().map(Error::from)).collect()
 }

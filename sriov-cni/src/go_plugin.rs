@@ -11,13 +11,13 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Map, Value, json};
 use sriov_host::mac::MacAddr;
 use sriov_host::netns::NetNs;
-use sriov_host::pci::PciAddress;
 use sriov_host::rate::Mbps;
 use sriov_host::vf::{VfAttributes, VfIndex, VfLinkState, VfSetting, VfVlan};
 use sriov_host::vlan::VlanProto;
 
 use crate::Context;
 use crate::device::locate;
+use crate::device_id::DeviceId;
 use crate::errors::Error;
 use crate::journal::{ATTEMPT_GO, Applied, Journal, Original, OriginalNetdev, Owner, Phase, VERSION};
 use crate::restore::boot_id;
@@ -64,6 +64,9 @@ pub(crate) fn attachment(ctx: &Context<'_>, store: &Store, container_id: &str, i
         userspace_driver,
         applied: applied(&record.conf, original.attributes.as_ref()),
         original,
+        rdma: Vec::new(),
+        // The Go plugin keeps its type alone, without which no plugin finds its addresses.
+        ipam: None,
         go_records: false,
         device_info: None,
         result: None,
@@ -71,8 +74,8 @@ pub(crate) fn attachment(ctx: &Context<'_>, store: &Store, container_id: &str, i
 }
 
 /// The device of a record.
-pub(crate) fn device_of(conf: &Value) -> Option<PciAddress> {
-    text(conf, "deviceID").parse().ok()
+pub(crate) fn device_of(conf: &Value) -> Option<DeviceId> {
+    text(conf, "deviceID").parse().ok().filter(|id: &DeviceId| id.pci().is_some())
 }
 
 /// Whether the Go plugin ended this attachment (a downgrade and an upgrade later).
@@ -155,10 +158,13 @@ fn original(conf: &Value) -> Original {
             2 => Some(VfLinkState::Disable),
             _ => None,
         },
+        node_guid: None,
+        port_guid: None,
     };
     let name = text(state, "HostIFName");
     let netdev = (!name.is_empty()).then(|| OriginalNetdev {
         name: name.to_owned(),
+        device: None,
         alt_names: Vec::new(),
         mac: text(state, "EffectiveMAC").parse().ok(),
         mtu: number("MTU"),
@@ -166,7 +172,7 @@ fn original(conf: &Value) -> Original {
         promisc: false,
         allmulti: false,
     });
-    Original { netdev, attributes: Some(attributes) }
+    Original { netdev, attributes: Some(attributes), trunk: None }
 }
 
 /// What the Go plugin sets for this configuration. Only the kind counts: the values to go back to are the original ones.
@@ -183,7 +189,7 @@ fn applied(conf: &Value, original: Option<&VfAttributes>) -> Applied {
             given("trust").then(|| original.trust.map(VfSetting::Trust)).flatten(),
         ]
     });
-    Applied { settings: settings.flatten().collect(), mac, mtu: None }
+    Applied { settings: settings.flatten().collect(), mac, mtu: None, trunk: None }
 }
 
 fn text<'a>(value: &'a Value, key: &str) -> &'a str {
@@ -200,7 +206,7 @@ mod tests {
 
     #[test]
     fn what_was_there_and_what_was_set_are_read_from_the_go_form() {
-        let Original { netdev, attributes } = original(&cached());
+        let Original { netdev, attributes, trunk: _ } = original(&cached());
         let netdev = netdev.unwrap();
         assert_eq!((netdev.name.as_str(), netdev.mtu, netdev.mac.unwrap().to_string()), ("ens1f0v3", 1500, "02:00:00:00:00:09".to_owned()));
         let attributes = attributes.unwrap();

@@ -94,18 +94,19 @@ pub enum DelegateError {
     },
 }
 
+/// The program of a plugin on CNI_PATH.
+pub(crate) fn find_plugin(path: &[PathBuf], plugin: &str) -> Option<PathBuf> {
+    path.iter().map(|dir| dir.join(plugin)).find(|program| program.is_file())
+}
+
 /// The surroundings of the product: programs on CNI_PATH.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemIo;
 
 impl Io for SystemIo {
     fn delegate(&self, call: &Delegation<'_>) -> Result<Vec<u8>, DelegateError> {
-        let program = call
-            .path
-            .iter()
-            .map(|dir| dir.join(call.plugin))
-            .find(|program| program.is_file())
-            .ok_or_else(|| DelegateError::Find { plugin: call.plugin.to_owned(), path: call.path.to_vec() })?;
+        let program =
+            find_plugin(call.path, call.plugin).ok_or_else(|| DelegateError::Find { plugin: call.plugin.to_owned(), path: call.path.to_vec() })?;
         let run = |cause| DelegateError::Run { program: program.clone(), cause };
         let path = std::env::join_paths(call.path).map_err(|e| run(std::io::Error::other(e)))?;
         let mut child = std::process::Command::new(&program)

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::Context;
+use crate::conf::plugin_of;
 use crate::io::{DelegateError, Delegation};
 use crate::log::Level;
 use crate::request::Command;
@@ -54,12 +55,14 @@ pub struct Attachment<'a> {
     pub if_name: &'a str,
     /// Network namespace, if it is known.
     pub netns: Option<&'a Path>,
+    /// `ipam` of the configuration that it was made with, where that may be another than the call's.
+    pub ipam: Option<&'a Value>,
 }
 
 impl<'a> Attachment<'a> {
     /// The attachment that the call itself is about.
     pub(crate) fn of(ctx: &'a Context<'_>) -> Self {
-        Self { container_id: &ctx.request.container_id, if_name: &ctx.request.if_name, netns: ctx.request.netns.as_deref() }
+        Self { container_id: &ctx.request.container_id, if_name: &ctx.request.if_name, netns: ctx.request.netns.as_deref(), ipam: None }
     }
 }
 
@@ -79,9 +82,14 @@ pub(crate) fn add(ctx: &Context<'_>, plugin: &str) -> Result<CniResult, IpamErro
 
 /// Calls the plugin for one verb and returns what it printed.
 pub(crate) fn call(ctx: &Context<'_>, plugin: &str, command: Command, attachment: Attachment<'_>) -> Result<Vec<u8>, IpamError> {
-    let Attachment { container_id, if_name, netns } = attachment;
-    let delegation =
-        Delegation { plugin, command, container_id, if_name, netns, args: &ctx.request.args, path: &ctx.request.path, conf: &ctx.request.stdin };
+    let Attachment { container_id, if_name, netns, ipam } = attachment;
+    let other = ipam.filter(|ipam| ctx.conf.wire().get("ipam") != Some(*ipam)).map(|ipam| {
+        let mut conf = ctx.conf.wire().clone();
+        conf.insert("ipam".to_owned(), ipam.clone());
+        Value::Object(conf).to_string().into_bytes()
+    });
+    let conf = other.as_deref().unwrap_or(&ctx.request.stdin);
+    let delegation = Delegation { plugin, command, container_id, if_name, netns, args: &ctx.request.args, path: &ctx.request.path, conf };
     let printed = ctx.deadline.paused(|| ctx.io.delegate(&delegation)).map_err(|error| refusal(plugin, command, error))?;
     if command == Command::Del
         && let Err(error) = Store::at(&ctx.conf.state_dir).settled(container_id, if_name)
@@ -92,9 +100,19 @@ pub(crate) fn call(ctx: &Context<'_>, plugin: &str, command: Command, attachment
     Ok(printed)
 }
 
+/// Asks the plugin that gave an attachment its addresses to take them back: by the configuration that the attachment was made with, else by the
+/// call's. Without either there are none.
+pub(crate) fn take_back(ctx: &Context<'_>, attachment: Attachment<'_>) -> Result<(), IpamError> {
+    let then = attachment.ipam.and_then(plugin_of);
+    match then.as_ref().or(ctx.conf.ipam.as_ref()) {
+        Some(plugin) => call(ctx, plugin, Command::Del, attachment).map(drop),
+        None => Ok(()),
+    }
+}
+
 /// As [`call`] for a verb that plugins from before CNI 1.1 do not know, which says nothing about their health: they answer with error 1 or 4.
 pub(crate) fn call_if_known(ctx: &Context<'_>, plugin: &str, command: Command) -> Result<(), IpamError> {
-    let whole_network = Attachment { container_id: "", if_name: "", netns: None };
+    let whole_network = Attachment { container_id: "", if_name: "", netns: None, ipam: None };
     match call(ctx, plugin, command, whole_network) {
         Ok(_) | Err(IpamError::Refused { code: 1 | 4, .. }) => Ok(()),
         Err(error) => Err(error),

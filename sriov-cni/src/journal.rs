@@ -12,7 +12,10 @@ use sriov_host::mac::MacAddr;
 use sriov_host::pci::PciAddress;
 use sriov_host::vf::{VfAttributes, VfIndex, VfSetting};
 
+use crate::device_id::DeviceId;
 use crate::result::CniResult;
+use crate::vlan_set::VlanSet;
+use serde_json::Value;
 
 /// The version of the form below. A file of another version is not touched.
 pub const VERSION: u32 = 1;
@@ -38,8 +41,8 @@ pub struct Journal {
     pub network: String,
     /// Whose attachment it is.
     pub owner: Owner,
-    /// The VF.
-    pub vf: PciAddress,
+    /// The VF or sub-function.
+    pub vf: DeviceId,
     /// Its PF, which is known by its address because names change; `None` in a virtual machine that was given the VF alone.
     pub pf: Option<PciAddress>,
     /// Its index on the PF.
@@ -53,6 +56,12 @@ pub struct Journal {
     pub original: Original,
     /// What may have been changed.
     pub applied: Applied,
+    /// RDMA devices that may have been moved along. Known only after the VF has its settings, so that the journal is written once more for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rdma: Vec<RdmaRecord>,
+    /// `ipam` of the configuration: what has to get the addresses back, also when the network has another by then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipam: Option<Value>,
     /// Beside it stand records in the Go plugin's form; when they are gone, the Go plugin has detached the container.
     #[serde(default, skip_serializing_if = "is_false")]
     pub go_records: bool,
@@ -98,6 +107,18 @@ pub struct Original {
     pub netdev: Option<OriginalNetdev>,
     /// What the PF reported of the VF; `None` when nothing was asked of the PF.
     pub attributes: Option<VfAttributes>,
+    /// The trunk, if one is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trunk: Option<VlanSet>,
+}
+
+/// An RDMA device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RdmaRecord {
+    /// Its number in the RDMA core, which neither a move nor a rename changes.
+    pub index: u32,
+    /// Its name in the host.
+    pub name: String,
 }
 
 /// A VF's netdev in the host's namespace.
@@ -106,6 +127,9 @@ pub struct Original {
 pub struct OriginalNetdev {
     /// Name.
     pub name: String,
+    /// The device that it belongs to, where that is not the VF itself (`virtio3` of a vDPA device).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// Alternative names.
     pub alt_names: Vec<String>,
     /// Hardware address.
@@ -132,6 +156,9 @@ pub struct Applied {
     pub mac: Option<MacAddr>,
     /// The netdev's MTU in bytes.
     pub mtu: Option<u32>,
+    /// The trunk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trunk: Option<VlanSet>,
 }
 
 impl Journal {
@@ -167,5 +194,19 @@ mod tests {
         assert_eq!(journal.owner.netns_inode, 4_026_532_500);
         assert!(journal.owner.is("c0ffee", "net1") && !journal.owner.is("c0ffee", "net2"));
         assert_eq!(serde_json::to_value(&journal).unwrap(), serde_json::from_str::<Value>(golden).unwrap());
+    }
+    #[test]
+    fn what_few_devices_need_comes_back_too() {
+        let mut journal: Journal = serde_json::from_str(include_str!("../testdata/journal/v1.json")).unwrap();
+        journal.vf = "mlx5_core.sf.4".parse().unwrap();
+        journal.rdma = vec![RdmaRecord { index: 7, name: "mlx5_7".to_owned() }];
+        journal.ipam = Some(serde_json::json!({"type": "host-local"}));
+        journal.original.trunk = Some(VlanSet::default());
+        journal.applied.trunk = Some("1-10,20".parse().unwrap());
+        let guid = "c2:11:22:33:44:55:66:77".parse().unwrap();
+        journal.applied.settings = vec![VfSetting::NodeGuid(guid), VfSetting::PortGuid(guid)];
+        let text = serde_json::to_string(&journal).unwrap();
+        assert_eq!(serde_json::from_str::<Journal>(&text).unwrap(), journal);
+        assert!(text.contains(r#""trunk":"1-10,20""#) && text.contains(r#""rdma":[{"index":7,"name":"mlx5_7"}]"#), "{text}");
     }
 }

@@ -1,8 +1,8 @@
 //! I/O: the SR-IOV CNI: a VF into a pod's network namespace and back, for CNI 0.1.0 to 1.1.0.
 //!
 //! One call is one pass: [`Request`] from the environment and standard input, [`run`], one JSON value on standard output. What is decided
-//! without the machine is pure (`request`, `conf`, `vf_plan`, `quirks`, `journal`, `result`, `errors`); each verb is one page (`add`, `del`,
-//! `check`, `gc`, `status`) over the changes of `attach` and `restore`. For people there are `explain` and `doctor`, which change nothing.
+//! without the machine is pure (`request`, `conf`, `device_id`, `vlan_set`, `vf_plan`, `quirks`, `journal`, `result`, `errors`); each verb is one page (`add`, `del`,
+//! `check`, `gc`, `status`) over the changes of `attach` and `restore`, with what few devices need in rooms of their own (`infiniband`, `rdma`, `trunk`). For people there are `explain` and `doctor`, which change nothing.
 //!
 //! What never lives here: an async runtime, a Kubernetes client, TLS; the process lives for milliseconds and must work while everything else
 //! is down.
@@ -11,6 +11,7 @@
 //! never held while IPAM runs.
 
 pub mod conf;
+pub mod device_id;
 pub mod errors;
 pub mod io;
 pub mod journal;
@@ -21,6 +22,7 @@ pub mod result;
 pub mod state;
 pub mod version;
 pub mod vf_plan;
+pub mod vlan_set;
 
 pub mod attach;
 pub mod device;
@@ -36,7 +38,10 @@ mod del;
 mod device_info;
 mod gc;
 mod go_plugin;
+mod infiniband;
+mod rdma;
 mod status;
+mod trunk;
 mod undo;
 
 use serde_json::{Value, json};

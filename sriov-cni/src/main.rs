@@ -20,6 +20,10 @@ const USAGE: &str = "usage: sriov explain [--json] < network-configuration.json 
        sriov --version
 A container runtime calls it without arguments, with CNI_COMMAND and its like in the environment.";
 
+/// What `--version` prints, whole in the program's file: who installs it reads there whether journals of one program are read by another.
+const IDENTITY: &str = concat!("sriov ", env!("CARGO_PKG_VERSION"), ", journals of version 1, CNI 0.1.0 to 1.1.0");
+const _: () = assert!(journal::VERSION == 1, "IDENTITY names the version of the journals");
+
 fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
         print(&error_json(CniVersion::NEWEST, 106, "an error in this program", &panic.to_string()));
@@ -34,8 +38,7 @@ fn main() -> ExitCode {
         ["doctor", "--state-dir", dir] => examine(dir, false),
         ["doctor", "--state-dir", dir, "--json"] | ["doctor", "--json", "--state-dir", dir] => examine(dir, true),
         ["--version"] => {
-            let (oldest, newest) = (CniVersion::V010, CniVersion::NEWEST);
-            print(&format_args!("sriov {}, journals of version {}, CNI {oldest} to {newest}", env!("CARGO_PKG_VERSION"), journal::VERSION));
+            print(&IDENTITY);
             ExitCode::SUCCESS
         }
         ["--help"] => {

@@ -5,30 +5,30 @@
 //! Invariant: only what the journal says was applied is taken back, nothing that has its value already is written, and doing it twice is the
 //! same as doing it once.
 
-use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::Instant;
 
-use rustix::io::Errno;
 use sriov_host::Host;
 use sriov_host::discover::DiscoverError;
-use sriov_host::mac::MacAddr;
-use sriov_host::netlink::route::OpenRouteError;
-use sriov_host::netlink::{Link, LinkChange, NetlinkError, Route};
+use sriov_host::netlink::{Link, NetlinkError, Route};
 use sriov_host::netns::{NetNs, NetNsError, NsId};
-use sriov_host::pci::PciAddress;
-use sriov_host::rate::Mbps;
-use sriov_host::uevent::{UeventError, UeventSocket};
-use sriov_host::vf::{VfAttributes, VfIndex, VfLinkState, VfVlan};
+use sriov_host::sysfs::SysfsError;
+use sriov_host::uevent::UeventError;
+use sriov_host::vf::{VfAttributes, VfSetting};
 
 use crate::Context;
-use crate::attach::{AttachError, clear_alt_names, set_attributes};
-use crate::deadline::while_busy;
-use crate::device::{DeviceError, locate, netdev_in_host, pf_link};
-use crate::journal::{ATTEMPT_LOST, Applied, Journal, Original, OriginalNetdev, Owner, Phase, VERSION};
+use crate::attach::{AttachError, set_attributes};
+use crate::device::{DeviceError, has_netdev, locate, pf_link, without_pf};
+use crate::infiniband::{self, ProbeError};
+use crate::journal::{Journal, Owner};
 use crate::log::{Level, Log};
-use crate::quirks::{self, MacOrder};
-use crate::vf_plan;
+use crate::rdma::{self, RdmaError};
+use crate::{trunk, vf_plan};
+
+mod lost;
+mod netdev;
+
+pub(crate) use lost::lost;
 
 /// A VF that could not be brought back. CNI error code 105.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +64,15 @@ pub enum RestoreError {
     /// Kernel events.
     #[error(transparent)]
     Uevent(#[from] UeventError),
+    /// Its RDMA device.
+    #[error(transparent)]
+    Rdma(#[from] RdmaError),
+    /// Binding it anew.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// Its trunk.
+    #[error("failed to bring the VLAN trunk back: {0}")]
+    Trunk(SysfsError),
 }
 
 /// The owner's network namespace if it is still the one of ADD, by the path of ADD or by the one that the runtime gives now.
@@ -89,7 +98,11 @@ pub(crate) fn restore(ctx: &Context<'_>, journal: &Journal) -> Result<(), Restor
     let location = match locate(host, journal.vf) {
         Ok(location) if location.pf.is_some() == journal.pf.is_some() => location,
         // A VF that is made again is as fresh as its driver makes it.
-        Ok(_) | Err(DeviceError::NotAVf { .. } | DeviceError::Find { cause: DiscoverError::MissingDevice(_), .. }) => {
+        Ok(_) | Err(DeviceError::NotAVf { .. } | DeviceError::FindSubFunction { .. }) => {
+            gone();
+            return Ok(());
+        }
+        Err(DeviceError::Find { cause, .. }) if matches!(*cause, DiscoverError::MissingDevice(_)) => {
             gone();
             return Ok(());
         }
@@ -98,76 +111,7 @@ pub(crate) fn restore(ctx: &Context<'_>, journal: &Journal) -> Result<(), Restor
     let route = Route::open()?;
     let given_now = ctx.request.netns.as_deref();
     let restoring = Restoring { host, log, route: &route, journal, given_now, deadline: ctx.deadline.at() };
-    let has_netdev = location.driver.as_deref().is_some_and(|driver| !quirks::is_userspace(driver));
-    let Some(original) = journal.original.netdev.as_ref().filter(|_| has_netdev) else { return restoring.attributes() };
-    let back = restoring.netdev(original)?;
-    restoring.attributes()?;
-    // The PF's attributes may have changed the address; otherwise it is as it was seen.
-    if journal.applied.settings.is_empty() && back.has_its_mac { Ok(()) } else { restoring.last_look(original, back.ifindex) }
-}
-
-/// What can still be told of an attachment whose journal is lost: the VF is in the namespace of this very call, so that it is this container's,
-/// and what the configuration asks was set. It goes back to what a fresh VF has. `None` when it is anywhere else: then nothing says whose it is.
-pub(crate) fn lost(ctx: &Context<'_>, vf: PciAddress, owner: (&str, &str)) -> Result<Option<Journal>, crate::Error> {
-    let Some(netns) = ctx.request.netns.as_deref().and_then(|path| NetNs::open(path).ok()) else { return Ok(None) };
-    let id = netns.id().map_err(crate::Error::NetNs)?;
-    let own = NetNs::current().and_then(|own| own.id()).map_err(crate::Error::NetNs)?;
-    let Ok(location) = locate(ctx.host, vf) else { return Ok(None) };
-    if id == own {
-        return Ok(None);
-    }
-    let Some(link) = Route::open_in(&netns).map_err(AttachError::from)?.link_by_pci(vf)? else { return Ok(None) };
-    ctx.log.write(Level::Warning, &format_args!("VF {vf} has no journal: it goes back to the host as a fresh VF"));
-    let netdev = link.netdev;
-    let fresh = VfAttributes {
-        index: location.index,
-        mac: MacAddr::ZERO,
-        vlan: VfVlan::default(),
-        min_tx_rate: Mbps(0),
-        max_tx_rate: Mbps(0),
-        spoof_check: Some(true),
-        trust: Some(false),
-        link_state: Some(VfLinkState::Auto),
-    };
-    let wanted = ctx.conf.vf_request(ctx.request.args_mac.as_deref()).ok().filter(|_| location.pf.is_some());
-    // An address that was not asked for may be the administrator's.
-    let mac = wanted.as_ref().and_then(|wanted| wanted.mac).and(link.permanent_mac);
-    let settings = wanted.map(|wanted| vf_plan::asked(&wanted, &fresh)).unwrap_or_default();
-    let name = usual_name(ctx, location.pf, location.index).unwrap_or(netdev.name);
-    Ok(Some(Journal {
-        version: VERSION,
-        phase: Phase::Prepared,
-        attempt: ATTEMPT_LOST.to_owned(),
-        boot_id: boot_id(ctx.host),
-        network: ctx.conf.name.clone(),
-        owner: Owner {
-            container_id: owner.0.to_owned(),
-            if_name: owner.1.to_owned(),
-            netns_path: netns.path().to_owned(),
-            netns_dev: id.dev,
-            netns_inode: id.ino,
-        },
-        vf,
-        pf: location.pf,
-        index: location.index,
-        userspace_driver: None,
-        kernel_driver: location.driver,
-        original: Original {
-            netdev: Some(OriginalNetdev { name, alt_names: Vec::new(), mac, mtu: 0, up: false, promisc: false, allmulti: false }),
-            attributes: Some(fresh),
-        },
-        applied: Applied { settings, mac: None, mtu: None },
-        go_records: false,
-        device_info: None,
-        result: None,
-    }))
-}
-
-/// The name that udev gives a VF by default: that of its PF without the port, `v` and the index.
-fn usual_name(ctx: &Context<'_>, pf: Option<PciAddress>, index: VfIndex) -> Option<String> {
-    let pf = ctx.host.sysfs().list_opt(format!("/sys/bus/pci/devices/{}/net", pf?)).ok().flatten()?.into_iter().next()?;
-    let stem = pf.rsplit_once("np").filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())).map_or(pf.as_str(), |(stem, _)| stem);
-    Some(format!("{stem}v{index}")).filter(|name| name.len() <= 15)
+    restoring.run(location.driver.as_deref())
 }
 
 struct Restoring<'a> {
@@ -179,259 +123,74 @@ struct Restoring<'a> {
     deadline: Instant,
 }
 
-/// A netdev that is in the host again.
-struct Back {
-    ifindex: u32,
-    /// It came back with its original address.
-    has_its_mac: bool,
-}
-
 impl Restoring<'_> {
-    /// Brings the netdev back.
-    fn netdev(&self, original: &OriginalNetdev) -> Result<Back, RestoreError> {
-        let vf = self.journal.vf;
-        if let Some(link) = netdev_in_host(self.host, self.route, vf)? {
-            return self.finish(link, original);
-        }
-        let netns = living_netns(&self.journal.owner, self.given_now);
-        if let Some(netns) = &netns
-            && let Some(name) = self.bring_out(netns, original)?
-            && let Some(link) = self.route.link_by_name(&name)?
+    /// All of it, in an order that leaves each step to be done again when a later one fails. An RDMA device goes before its netdev: programs that look
+    /// for devices when a netdev appears find both.
+    fn run(&self, driver: Option<&str>) -> Result<(), RestoreError> {
+        if !self.journal.rdma.is_empty()
+            && let Some(netns) = living_netns(&self.journal.owner, self.given_now)
         {
-            return self.finish(link, original);
+            rdma::move_out(&self.journal.rdma, &netns)?;
         }
-        // The kernel throws a netdev out of a namespace that ended some time after the last reference is gone.
-        let link = self
-            .wait(if netns.is_some() { Instant::now() } else { self.deadline })?
-            .ok_or_else(|| RestoreError::Missing { vf: vf.to_string(), netns: self.journal.owner.netns_path.display().to_string() })?;
-        self.finish(link, original)
-    }
-
-    /// Waits until the VF's netdev is in the host, under whatever name.
-    fn wait(&self, deadline: Instant) -> Result<Option<Link>, RestoreError> {
-        // The first look comes after this, so that a netdev that arrives now is not missed.
-        let events = UeventSocket::open()?;
-        let look = || Ok::<_, RestoreError>(netdev_in_host(self.host, self.route, self.journal.vf)?);
-        match events.wait_until(deadline, look)? {
-            Some(link) => Ok(Some(link)),
-            // sysfs may have been mounted for another network namespace.
-            None => Ok(self.route.link_by_pci(self.journal.vf)?),
-        }
-    }
-
-    /// Takes the netdev out of a living container: down, its old name, address and MTU, then the move. The rename comes before the move,
-    /// because udev gives a netdev that arrives under a foreign name its old name as an alternative one, which then blocks the rename
-    /// (seen on Linux 6.12). The move itself takes away all addresses and routes. Returns the name in the host; `None` when the container does
-    /// not have it.
-    fn bring_out(&self, netns: &NetNs, original: &OriginalNetdev) -> Result<Option<String>, RestoreError> {
-        let pod = Route::open_in(netns).map_err(|error| match error {
-            OpenRouteError::Enter(error) => RestoreError::NetNs(error),
-            OpenRouteError::Open(error) => RestoreError::Netlink(error),
-        })?;
-        let Some(link) = self.find_in_pod(&pod)? else { return Ok(None) };
-        let ifindex = link.netdev.ifindex;
-        if link.netdev.admin_up {
-            let down = LinkChange { up: Some(false), ..LinkChange::default() };
-            self.change(&pod, ifindex, &down, || format!("set {} down", link.netdev.name))?;
-        }
-        self.properties(&pod, &link, original)?;
-        let link = self.forget_alt_names(&pod, link, original)?;
-        let host = NetNs::current()?;
-        let mut leaving = LinkChange { netns: Some(host.as_fd()), ..LinkChange::default() };
-        if self.route.link_by_name(&original.name)?.is_some() {
-            self.log.write(Level::Warning, &format_args!("the host has another {}: VF {} gets a free name", original.name, self.journal.vf));
-            let name = free_name(self.route)?;
-            leaving.name = Some(&name);
-            self.leave(&pod, &link, &leaving)?;
-            return Ok(Some(name));
-        }
-        match rename(&pod, &link, &original.name) {
-            Ok(()) => {}
-            // The container has another link of that name; the kernel can also rename while moving.
-            Err(error) if error.errno() == Errno::EXIST.raw_os_error() => leaving.name = Some(&original.name),
-            Err(cause) => return Err(RestoreError::Change { what: format!("rename {} to {}", link.netdev.name, original.name), cause }),
-        }
-        self.leave(&pod, &link, &leaving)?;
-        self.log.write(Level::Info, &format_args!("{} of VF {} is back in the host", original.name, self.journal.vf));
-        Ok(Some(original.name.clone()))
-    }
-
-    /// Takes the alternative names away that the container gave its netdev. (Those that a netdev has which the kernel threw out of a namespace may be
-    /// udev's.)
-    fn forget_alt_names(&self, pod: &Route, mut link: Link, original: &OriginalNetdev) -> Result<Link, NetlinkError> {
-        if self.journal.knows_alt_names() {
-            let (known, foreign) = link.netdev.alt_names.into_iter().partition::<Vec<_>, _>(|name| original.alt_names.contains(name));
-            foreign.iter().try_for_each(|name| pod.del_alt_name(link.netdev.ifindex, name))?;
-            link.netdev.alt_names = known;
-        }
-        Ok(link)
-    }
-
-    /// The move itself. An alternative name that the host has too, from the container's own doing, would stop it.
-    fn leave(&self, pod: &Route, link: &Link, leaving: &LinkChange<'_>) -> Result<(), RestoreError> {
-        let ifindex = link.netdev.ifindex;
-        let moved = while_busy(self.deadline, || pod.change_link(ifindex, leaving));
-        match moved {
-            Err(error) if error.errno() == Errno::EXIST.raw_os_error() && clear_alt_names(pod, link, self.route)? => {
-                self.change(pod, ifindex, leaving, || format!("move {} back to the host", link.netdev.name))
-            }
-            moved => moved.map_err(|cause| RestoreError::Change { what: format!("move {} back to the host", link.netdev.name), cause }),
-        }
-    }
-
-    /// The VF's netdev in the container. Kernels before 5.14 do not tell a netdev's device; then name and address must both be ours.
-    fn find_in_pod(&self, pod: &Route) -> Result<Option<Link>, NetlinkError> {
-        if let Some(link) = pod.link_by_pci(self.journal.vf)? {
-            return Ok(Some(link));
-        }
-        let Some(original) = &self.journal.original.netdev else { return Ok(None) };
-        for name in [&self.journal.owner.if_name, &original.name] {
-            if let Some(link) = pod.link_by_name(name)?
-                && link.parent.is_none()
-                && (link.netdev.mac == original.mac || link.netdev.mac == self.journal.applied.mac)
+        match self.journal.original.netdev.as_ref().filter(|_| driver.is_some_and(has_netdev)) {
+            None => self.attributes()?,
+            Some(original)
+                if infiniband::needs_probe(driver, &self.journal.applied.settings) && infiniband::needs_probe(driver, &self.pending()?.1) =>
             {
-                return Ok(Some(link));
+                self.attributes()?;
+                let (Some(vf), Some(driver)) = (self.journal.vf.pci(), driver) else { return Ok(()) };
+                // Its netdev is made anew in the host, wherever the old one is.
+                let link = infiniband::probe_again(self.host, self.route, vf, driver, self.deadline)?;
+                self.finish(link, original)?;
+            }
+            Some(original) => {
+                let back = self.netdev(original)?;
+                self.attributes()?;
+                // The PF's attributes may have changed the address; otherwise it is as it was seen.
+                if !self.journal.applied.settings.is_empty() || !back.has_its_mac {
+                    self.last_look(original, back.ifindex)?;
+                }
             }
         }
-        Ok(None)
+        self.trunk()?;
+        Ok(rdma::wait(self.host, self.journal.vf, &self.journal.rdma, self.deadline)?)
     }
 
-    /// In the host: name, alternative names, address, MTU and state of a netdev that is back.
-    fn finish(&self, mut link: Link, original: &OriginalNetdev) -> Result<Back, RestoreError> {
-        let ifindex = link.netdev.ifindex;
-        if link.netdev.name != original.name {
-            if link.netdev.admin_up {
-                let down = LinkChange { up: Some(false), ..LinkChange::default() };
-                self.change(self.route, ifindex, &down, || format!("set {} down", link.netdev.name))?;
-                link.netdev.admin_up = false;
-            }
-            match rename(self.route, &link, &original.name) {
-                Ok(()) => self.log.write(Level::Info, &format_args!("VF {}: {} is {} again", self.journal.vf, link.netdev.name, original.name)),
-                // Everything that works on VFs knows them by address: a name that somebody else took is no reason to keep a pod from ending.
-                Err(error) if error.errno() == Errno::EXIST.raw_os_error() => {
-                    self.log.write(Level::Warning, &format_args!("VF {} stays {}: {error}", self.journal.vf, link.netdev.name));
-                }
-                Err(cause) => return Err(RestoreError::Change { what: format!("rename {} to {}", link.netdev.name, original.name), cause }),
-            }
-        }
-        self.properties(self.route, &link, original)?;
-        for name in original.alt_names.iter().filter(|name| !link.netdev.alt_names.contains(name)) {
-            // udev may have been faster.
-            match self.route.add_alt_name(ifindex, name) {
-                Err(cause) if cause.errno() != Errno::EXIST.raw_os_error() => {
-                    return Err(RestoreError::Change { what: format!("give {} its alternative name {name}", original.name), cause });
-                }
-                _ => {}
-            }
-        }
-        if link.netdev.admin_up != original.up {
-            let state = LinkChange { up: Some(original.up), ..LinkChange::default() };
-            self.change(self.route, ifindex, &state, || format!("set {} {}", original.name, if original.up { "up" } else { "down" }))?;
-        }
-        Ok(Back { ifindex, has_its_mac: changed_mac(&link, original).is_none() })
-    }
-
-    /// Gives a netdev its old MTU, flags and address where they differ, whoever changed them. An address that is refused now may be taken
-    /// after the PF's attributes are back: many drivers let an administrative MAC bind the netdev. `last_look` decides.
-    fn properties(&self, route: &Route, link: &Link, original: &OriginalNetdev) -> Result<(), RestoreError> {
-        let ifindex = link.netdev.ifindex;
-        let differs = |now: bool, then: bool| (now != then).then_some(then);
-        let back = LinkChange {
-            // 0 is unknown (a lost journal).
-            mtu: Some(original.mtu).filter(|mtu| *mtu != 0 && *mtu != link.netdev.mtu),
-            promisc: differs(link.promisc, original.promisc),
-            allmulti: differs(link.allmulti, original.allmulti),
-            ..LinkChange::default()
+    /// The PF with what it has to set to bring the VF's attributes back.
+    fn pending(&self) -> Result<(Option<Link>, Vec<VfSetting>), RestoreError> {
+        let (Some(original), false) = (&self.journal.original.attributes, self.journal.applied.settings.is_empty()) else {
+            return Ok((None, Vec::new()));
         };
-        if back.mtu.is_some() || back.promisc.is_some() || back.allmulti.is_some() {
-            self.change(route, ifindex, &back, || format!("give {} its MTU and flags back", link.netdev.name))?;
-        }
-        let (Some(target), Some(own)) = (changed_mac(link, original), link.netdev.mac) else { return Ok(()) };
-        // Without a MAC of ours the administrative one is not ours to release either.
-        if self.journal.applied.mac.is_some() && quirks::mac_order(self.journal.kernel_driver.as_deref()) == MacOrder::NetdevFirst {
-            self.release_mac(own, target)?;
-        }
-        if let Err(error) = route.change_link(ifindex, &LinkChange { mac: Some(target), ..LinkChange::default() }) {
-            self.log.write(Level::Debug, &error);
-        }
-        Ok(())
+        let (link, current) = self.pf()?;
+        Ok((Some(link), vf_plan::inverse(&self.journal.applied.settings, original, &current)))
     }
 
-    /// With everything else back, the netdev must have its address.
-    fn last_look(&self, original: &OriginalNetdev, ifindex: u32) -> Result<(), RestoreError> {
-        let Some(link) = self.route.link_by_index(ifindex)? else { return Ok(()) };
-        let Some(mac) = changed_mac(&link, original) else { return Ok(()) };
-        let back = LinkChange { mac: Some(mac), ..LinkChange::default() };
-        match self.change(self.route, ifindex, &back, || format!("give {} its MAC {mac} back", original.name)) {
-            // The container changed it, not we.
-            Err(error) if self.journal.applied.mac.is_none() => self.log.write(Level::Warning, &error),
-            done => done?,
-        }
-        Ok(())
-    }
-
-    fn change(&self, route: &Route, ifindex: u32, change: &LinkChange<'_>, what: impl FnOnce() -> String) -> Result<(), RestoreError> {
-        while_busy(self.deadline, || route.change_link(ifindex, change)).map_err(|cause| RestoreError::Change { what: what(), cause })
-    }
-
-    fn release_mac(&self, own: MacAddr, target: MacAddr) -> Result<(), RestoreError> {
-        let Some(pf) = self.journal.pf else { return Ok(()) };
-        let Some(pf) = pf_link(self.host, self.route, pf)? else { return Ok(()) };
-        let Some(current) = self.route.vf(pf.netdev.ifindex, self.journal.index)? else { return Ok(()) };
-        if let Some(release) = vf_plan::release_mac(&current, own, target) {
-            set_attributes(self.route, &pf, self.journal.index, &[release])?;
-        }
-        Ok(())
+    fn pf(&self) -> Result<(Link, VfAttributes), RestoreError> {
+        let (vf, index) = (self.journal.vf, self.journal.index);
+        let pf = self.journal.pf.ok_or_else(|| without_pf(vf))?;
+        let link = pf_link(self.host, self.route, pf)?.ok_or(DeviceError::NoPfNetdev { vf, pf })?;
+        let current = self.route.vf(link.netdev.ifindex, index)?.ok_or(DeviceError::NotReported { vf, pf, index })?;
+        Ok((link, current))
     }
 
     /// The attributes that the PF holds.
     fn attributes(&self) -> Result<(), RestoreError> {
-        let (Some(original), false) = (&self.journal.original.attributes, self.journal.applied.settings.is_empty()) else { return Ok(()) };
-        let (vf, index) = (self.journal.vf, self.journal.index);
-        let pf = self.journal.pf.ok_or(DeviceError::NoPf { vf })?;
-        let link = pf_link(self.host, self.route, pf)?.ok_or(DeviceError::NoPfNetdev { vf, pf })?;
-        let current = self.route.vf(link.netdev.ifindex, index)?.ok_or(DeviceError::NotReported { vf, pf, index })?;
-        let back = vf_plan::inverse(&self.journal.applied.settings, original, &current);
-        set_attributes(self.route, &link, index, &back)?;
+        let (Some(pf), back) = self.pending()? else { return Ok(()) };
+        set_attributes(self.route, &pf, self.journal.index, &back)?;
         for setting in &back {
-            self.log.write(Level::Info, &format_args!("VF {index} of {}: {setting}", link.netdev.name));
+            self.log.write(Level::Info, &format_args!("VF {} of {}: {setting}", self.journal.index, pf.netdev.name));
         }
         Ok(())
     }
-}
 
-/// Renames a link; an alternative name of its own must not stand in the way. udev may be giving it that name right now, so that it is looked
-/// for once more when the kernel says that the name is taken.
-fn rename(route: &Route, link: &Link, name: &str) -> Result<(), NetlinkError> {
-    if link.netdev.name == name {
-        return Ok(());
-    }
-    let ifindex = link.netdev.ifindex;
-    let renamed = LinkChange { name: Some(name), ..LinkChange::default() };
-    let release = |link: &Link| link.netdev.alt_names.iter().any(|alt| alt == name).then(|| route.del_alt_name(ifindex, name)).transpose();
-    release(link)?;
-    match route.change_link(ifindex, &renamed) {
-        Err(error) if error.errno() == Errno::EXIST.raw_os_error() => match route.link_by_index(ifindex)?.as_ref().map(release).transpose()? {
-            Some(Some(())) => route.change_link(ifindex, &renamed),
-            _ => Err(error),
-        },
-        done => done,
-    }
-}
-
-/// The original address, if the link has another.
-fn changed_mac(link: &Link, original: &OriginalNetdev) -> Option<MacAddr> {
-    original.mac.filter(|mac| link.netdev.mac != Some(*mac))
-}
-
-/// A name that no link of this namespace has, in the kernel's own manner (`dev3`).
-fn free_name(route: &Route) -> Result<String, NetlinkError> {
-    let mut number = 0_u32;
-    loop {
-        let name = format!("dev{number}");
-        if route.link_by_name(&name)?.is_none() {
-            return Ok(name);
-        }
-        number += 1;
+    /// The trunk, where the driver still has the file.
+    fn trunk(&self) -> Result<(), RestoreError> {
+        let (Some(original), Some(pf)) = (self.journal.original.trunk.as_ref().filter(|_| self.journal.applied.trunk.is_some()), self.journal.pf)
+        else {
+            return Ok(());
+        };
+        let index = self.journal.index;
+        let Some(current) = trunk::read(self.host, pf, index).map_err(RestoreError::Trunk)? else { return Ok(()) };
+        trunk::write(self.host, pf, index, &current, original).map_err(RestoreError::Trunk)
     }
 }

@@ -7,33 +7,23 @@
 //! Invariant: a reader sees an old journal or a new one, never half of one, and no power cut takes away a journal before the machine is changed.
 //! That an attachment is complete or has ended may be lost in one: its journal is then of an earlier boot, and nothing is restored from it.
 
+mod go_records;
+mod lock;
 mod owed;
+
+pub(crate) use go_records::GoRecord;
+pub use lock::Lock;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
-use serde_json::Value;
-use sriov_host::pci::PciAddress;
-
+use crate::device_id::DeviceId;
 use crate::device_info;
-use crate::journal::{Journal, Owner, Phase, VERSION};
-
-/// A record in the Go plugin's form.
-#[derive(Clone, Debug)]
-pub(crate) struct GoRecord {
-    /// Its file name: container, `-`, interface.
-    pub(crate) name: String,
-    /// Its content.
-    pub(crate) conf: Value,
-    /// When it was written.
-    pub(crate) written: SystemTime,
-}
+use crate::journal::{Journal, Phase, VERSION};
+use serde_json::Value;
 
 /// The plugin's files.
 #[derive(Clone, Debug)]
@@ -41,12 +31,6 @@ pub struct Store {
     root: PathBuf,
     journals: PathBuf,
     locks: PathBuf,
-}
-
-/// A VF's lock, held until dropped.
-#[derive(Debug)]
-pub struct Lock {
-    _file: File,
 }
 
 /// State that can't be used.
@@ -66,7 +50,7 @@ pub enum StateError {
     #[error("VF {vf} is locked by another call for more than {} s", waited.as_secs())]
     Locked {
         /// The VF.
-        vf: PciAddress,
+        vf: DeviceId,
         /// How long it was waited for.
         waited: Duration,
     },
@@ -114,40 +98,8 @@ impl Store {
         fs::remove_file(&path).map_err(failed("remove", &path))
     }
 
-    /// Locks a VF, waiting until `deadline` for another call that holds it.
-    pub fn lock(&self, vf: PciAddress, deadline: Instant) -> Result<Lock, StateError> {
-        let started = Instant::now();
-        let path = self.locks.join(format!("{vf}.lock"));
-        let open = || OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
-        let file = match open() {
-            // Only the Go plugin has been here.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.create()?;
-                open()
-            }
-            file => file,
-        };
-        let file = file.map_err(failed("open", &path))?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(Lock { _file: file }),
-            Err(Errno::WOULDBLOCK) => {}
-            Err(errno) => return Err(failed("lock", &path)(errno.into())),
-        }
-        // There is no flock with a deadline: a thread waits for it. If it comes too late, the lock falls with the unreceived file.
-        let (sender, receiver) = mpsc::channel();
-        std::thread::spawn(move || {
-            let locked = rustix::fs::flock(&file, FlockOperation::LockExclusive);
-            let _ = sender.send(locked.map(|()| file));
-        });
-        match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(Ok(file)) => Ok(Lock { _file: file }),
-            Ok(Err(errno)) => Err(failed("lock", &path)(errno.into())),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Err(StateError::Locked { vf, waited: started.elapsed() }),
-        }
-    }
-
     /// The journal of a VF; `None` when it has none.
-    pub fn read(&self, vf: PciAddress) -> Result<Option<Journal>, StateError> {
+    pub fn read(&self, vf: DeviceId) -> Result<Option<Journal>, StateError> {
         let path = self.journal(vf);
         match read_whole(&path) {
             Ok(bytes) => decode(&path, &bytes).map(Some),
@@ -172,7 +124,7 @@ impl Store {
     }
 
     /// Removes a VF's journal; none is fine.
-    pub fn remove(&self, vf: PciAddress) -> Result<(), StateError> {
+    pub fn remove(&self, vf: DeviceId) -> Result<(), StateError> {
         let path = self.journal(vf);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(error)),
@@ -187,79 +139,6 @@ impl Store {
         self.remove(journal.vf)
     }
 
-    /// A record of the Go plugin by its file name; `None` where there is none or it can't be read as one: the Go plugin writes in place, and half
-    /// a record tells nothing.
-    pub(crate) fn go_record(&self, name: &str) -> Result<Option<GoRecord>, StateError> {
-        let path = self.root.join(name);
-        let read = || {
-            let file = File::open(&path)?;
-            Ok::<_, io::Error>((whole(&file)?, file.metadata()?.modified()?))
-        };
-        match read() {
-            Ok((bytes, written)) => Ok(serde_json::from_slice(&bytes).ok().map(|conf| GoRecord { name: name.to_owned(), conf, written })),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory) => Ok(None),
-            Err(error) => Err(failed("read", &path)(error)),
-        }
-    }
-
-    /// Each record in the Go plugin's form, in order of name.
-    pub(crate) fn go_records(&self) -> Result<Vec<GoRecord>, StateError> {
-        let entries = match fs::read_dir(&self.root) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(failed("list", &self.root)(error)),
-        };
-        let files = entries.filter_map(Result::ok).filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
-        let mut names: Vec<String> = files.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| !name.starts_with('.')).collect();
-        names.sort_unstable();
-        Ok(names.iter().filter_map(|name| self.go_record(name).ok().flatten()).collect())
-    }
-
-    /// The path of the network namespace that has a VF, as the Go plugin records it.
-    pub(crate) fn go_allocation(&self, vf: PciAddress) -> Result<Option<PathBuf>, StateError> {
-        let path = self.root.join("pci").join(vf.to_string());
-        match read_whole(&path).and_then(|bytes| String::from_utf8(bytes).map_err(io::Error::other)) {
-            Ok(text) => Ok(Some(PathBuf::from(text.trim()))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(failed("read", &path)(error)),
-        }
-    }
-
-    /// Writes both records. They need not survive a power cut: our own journal does.
-    pub(crate) fn write_go_records(&self, vf: PciAddress, owner: &Owner, conf: &Value) -> Result<(), StateError> {
-        let record = self.root.join(go_name(owner));
-        let temporary = self.root.join(format!(".{vf}.tmp"));
-        for (path, bytes) in [(record, conf.to_string().into_bytes()), (self.root.join("pci").join(vf.to_string()), path_bytes(&owner.netns_path))] {
-            write_private(&temporary, &bytes)?;
-            fs::rename(&temporary, &path).map_err(failed("rename", &temporary))?;
-        }
-        Ok(())
-    }
-
-    /// Removes both records, the second unless the VF belongs to another namespace by now.
-    pub(crate) fn remove_go_records(&self, vf: PciAddress, owner: &Owner) -> Result<(), StateError> {
-        let mut paths = vec![self.root.join(go_name(owner))];
-        if self.go_allocation(vf)?.is_some_and(|path| path == owner.netns_path) {
-            paths.push(self.root.join("pci").join(vf.to_string()));
-        }
-        for path in paths {
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &path)(error)),
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes a container's record alone, when its VF has gone to somebody else.
-    pub(crate) fn remove_go_record(&self, container_id: &str, if_name: &str) -> Result<(), StateError> {
-        let path = self.root.join(format!("{container_id}-{if_name}"));
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(error)),
-            _ => Ok(()),
-        }
-    }
-
     /// Writes a file that another program reads, with the folder that it is in.
     pub(crate) fn publish(path: &Path, content: &Value) -> Result<(), StateError> {
         if let Some(folder) = path.parent() {
@@ -269,7 +148,7 @@ impl Store {
     }
 
     /// Renames a journal that can't be read, so that it stops no pod and a person can still look at it.
-    pub fn set_aside(&self, vf: PciAddress) -> Result<PathBuf, StateError> {
+    pub fn set_aside(&self, vf: DeviceId) -> Result<PathBuf, StateError> {
         let path = self.journal(vf);
         let aside = self.journals.join(format!("{vf}.unreadable"));
         fs::rename(&path, &aside).map_err(failed("rename", &path))?;
@@ -283,7 +162,7 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(failed("list", &self.journals)(error)),
         };
-        let mut vfs: Vec<PciAddress> =
+        let mut vfs: Vec<DeviceId> =
             entries.filter_map(Result::ok).filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".json")?.parse().ok()).collect();
         vfs.sort_unstable();
         Ok(vfs.into_iter().filter_map(|vf| self.read(vf).transpose()).collect())
@@ -295,11 +174,11 @@ impl Store {
     }
 
     /// Whether a VF has a journal, readable or not.
-    pub fn has(&self, vf: PciAddress) -> bool {
+    pub fn has(&self, vf: DeviceId) -> bool {
         self.journal(vf).exists()
     }
 
-    fn journal(&self, vf: PciAddress) -> PathBuf {
+    fn journal(&self, vf: DeviceId) -> PathBuf {
         self.journals.join(format!("{vf}.json"))
     }
 }
@@ -331,15 +210,6 @@ fn whole(file: &File) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn go_name(owner: &Owner) -> String {
-    format!("{}-{}", owner.container_id, owner.if_name)
-}
-
-fn path_bytes(path: &Path) -> Vec<u8> {
-    use std::os::unix::ffi::OsStrExt as _;
-    path.as_os_str().as_bytes().to_vec()
-}
-
 fn write_private(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
     let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path).map_err(failed("create", path))?;
     file.write_all(bytes).map_err(failed("write", path))
@@ -357,6 +227,7 @@ fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Sta
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
+    use std::time::Instant;
 
     use super::*;
 

@@ -2,9 +2,8 @@
 //!
 //! Invariant: an ADD that ends without `commit` is undone, however it ends. What can't be undone stays in the journal for DEL and GC.
 
-use sriov_host::pci::PciAddress;
-
 use crate::Context;
+use crate::device_id::DeviceId;
 use crate::ipam::{self, Attachment};
 use crate::log::Level;
 use crate::request::Command;
@@ -17,7 +16,7 @@ enum Step {
     /// Addresses of this plugin.
     Ipam(String),
     /// All that the journal of this attempt tells.
-    Journal { vf: PciAddress, attempt: String },
+    Journal { vf: DeviceId, attempt: String },
 }
 
 /// The changes of one ADD so far, with the VF's lock while it is held.
@@ -35,7 +34,7 @@ impl<'a> Undo<'a> {
     }
 
     /// From here on a journal tells what to take back.
-    pub(crate) fn journal(&mut self, vf: PciAddress, attempt: &str) {
+    pub(crate) fn journal(&mut self, vf: DeviceId, attempt: &str) {
         self.steps.push(Step::Journal { vf, attempt: attempt.to_owned() });
     }
 

@@ -25,22 +25,21 @@ pub fn asked(wanted: &VfRequest, current: &VfAttributes) -> Vec<VfSetting> {
         wanted.spoof_check.map(VfSetting::SpoofCheck),
         wanted.link_state.map(VfSetting::LinkState),
         wanted.trust.map(VfSetting::Trust),
+        wanted.guid.map(VfSetting::NodeGuid),
+        wanted.guid.map(VfSetting::PortGuid),
     ]
     .into_iter()
     .flatten()
     .collect()
 }
 
-/// Whether anything is asked of the PF at all.
+/// Whether anything is asked of the PF over netlink (a trunk is not).
 pub fn asks_the_pf(wanted: &VfRequest) -> bool {
-    let VfRequest { device: _, mtu: _, allmulti: _, promisc: _, mac, vlan, min_tx_rate, max_tx_rate, spoof_check, trust, link_state } = wanted;
-    mac.is_some()
-        || vlan.is_some()
-        || min_tx_rate.is_some()
-        || max_tx_rate.is_some()
-        || spoof_check.is_some()
-        || trust.is_some()
-        || link_state.is_some()
+    let VfRequest { device: _, mtu: _, allmulti: _, promisc: _, rdma_isolation: _, mac, vlan, min_tx_rate, max_tx_rate, .. } = wanted;
+    let VfRequest { spoof_check, trust, link_state, guid, .. } = wanted;
+    let limits = min_tx_rate.is_some() || max_tx_rate.is_some();
+    let switches = spoof_check.is_some() || trust.is_some() || link_state.is_some();
+    mac.is_some() || vlan.is_some() || limits || switches || guid.is_some()
 }
 
 /// The settings of `asked` that are not in place.
@@ -73,6 +72,8 @@ fn value_of(setting: &VfSetting, attributes: &VfAttributes) -> Option<VfSetting>
         VfSetting::SpoofCheck(_) => VfSetting::SpoofCheck(attributes.spoof_check?),
         VfSetting::LinkState(_) => VfSetting::LinkState(attributes.link_state?),
         VfSetting::Trust(_) => VfSetting::Trust(attributes.trust?),
+        VfSetting::NodeGuid(_) => VfSetting::NodeGuid(attributes.node_guid?),
+        VfSetting::PortGuid(_) => VfSetting::PortGuid(attributes.port_guid?),
     })
 }
 
@@ -94,6 +95,8 @@ mod tests {
             spoof_check: Some(true),
             trust: Some(false),
             link_state: Some(sriov_host::vf::VfLinkState::Auto),
+            node_guid: None,
+            port_guid: None,
         }
     }
 
@@ -118,6 +121,8 @@ mod tests {
                 VfSetting::SpoofCheck(on) => attributes.spoof_check = Some(on),
                 VfSetting::LinkState(state) => attributes.link_state = Some(state),
                 VfSetting::Trust(on) => attributes.trust = Some(on),
+                VfSetting::NodeGuid(guid) => attributes.node_guid = Some(guid),
+                VfSetting::PortGuid(guid) => attributes.port_guid = Some(guid),
             }
         }
     }
@@ -174,6 +179,20 @@ mod tests {
             perform(&back, &mut current);
             assert_eq!(current, original, "after {done} settings");
         }
+    }
+
+    #[test]
+    fn both_identifiers_of_an_infiniband_vf_are_set_and_brought_back() {
+        let own: sriov_host::guid::Guid = "02:00:00:00:00:00:00:01".parse().unwrap();
+        let original = VfAttributes { node_guid: Some(own), port_guid: Some(own), ..fresh() };
+        let settings = asked(&wanted(r#","runtimeConfig":{"infinibandGUID":"c2:11:22:33:44:55:66:77"}"#), &original);
+        assert_eq!(text(&settings), ["node_guid c2:11:22:33:44:55:66:77", "port_guid c2:11:22:33:44:55:66:77"]);
+        let mut current = original.clone();
+        perform(&settings, &mut current);
+        let back = inverse(&settings, &original, &current);
+        assert_eq!(text(&back), ["node_guid 02:00:00:00:00:00:00:01", "port_guid 02:00:00:00:00:00:00:01"]);
+        assert!(asks_the_pf(&wanted(r#","runtimeConfig":{"infinibandGUID":"c2:11:22:33:44:55:66:77"}"#)));
+        assert!(!asks_the_pf(&wanted(r#","vlanTrunk":"1-10","rdmaIsolation":true"#)));
     }
 
     #[test]

@@ -93,13 +93,15 @@ fn the_daemon_knows_from_the_cnis_journal_that_a_vf_is_in_use() {
         boot_id: "boot".to_owned(),
         network: "net".to_owned(),
         owner,
-        vf,
+        vf: vf.into(),
         pf: "0000:01:00.0".parse().ok(),
         index: VfIndex(0),
         userspace_driver: None,
         kernel_driver: Some("igbvf".to_owned()),
         original: Original::default(),
         applied: Applied::default(),
+        rdma: Vec::new(),
+        ipam: None,
         go_records: false,
         device_info: None,
         result: None,
@@ -108,6 +110,6 @@ fn the_daemon_knows_from_the_cnis_journal_that_a_vf_is_in_use() {
     let daemon = Store::new(root.path(), root.path().join("config.json"));
     let users = daemon.vfs_in_use().unwrap();
     assert_eq!(users.get(&vf).map(String::as_str), Some("container 0123456789ab, interface net1"));
-    state.remove(vf).unwrap();
+    state.remove(vf.into()).unwrap();
     assert!(daemon.vfs_in_use().unwrap().is_empty());
 }

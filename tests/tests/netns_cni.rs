@@ -331,7 +331,7 @@ fn a_userspace_vf_stays_where_it_is() -> Result<()> {
         machine.call(Check, &pod, &conf)?;
         machine.call(Del, &pod, &conf)?;
         assert!(machine.journals().is_empty() && machine.leases().is_empty());
-        assert_eq!(code(machine.call(Add, &pod, &machine.conf(&json!({"deviceID": USERSPACE_VF, "mtu": 1400})))), 7);
+        assert_eq!(code(machine.call(Add, &pod, &machine.conf(&json!({"deviceID": USERSPACE_VF, "promisc": "on"})))), 7);
         Ok(())
     })
 }

@@ -69,6 +69,8 @@ fn all_attributes_go_in_one_message_and_read_back(lab: &mut Lab) -> Result<()> {
         spoof_check: Some(true),
         trust: Some(true),
         link_state: Some(VfLinkState::Enable),
+        node_guid: None,
+        port_guid: None,
     };
     same("attributes", &found, &expected)?;
     // Another program's reading of the same.

@@ -314,6 +314,8 @@ fn fresh_vf(pf: &Pf, index: VfIndex) -> Vf {
         spoof_check: Some(true),
         trust: Some(false),
         link_state: None,
+        node_guid: None,
+        port_guid: None,
     };
     Vf {
         index,

@@ -18,6 +18,8 @@ pub struct Link {
     pub netdev: Netdev,
     /// The PCI function that it belongs to (`IFLA_PARENT_DEV_NAME` on bus `pci`). A representor has its PF here.
     pub parent: Option<PciAddress>,
+    /// The device that it belongs to, on whatever bus (`IFLA_PARENT_DEV_NAME`): `0000:01:10.0`, `mlx5_core.sf.4`, `virtio3`.
+    pub parent_device: Option<String>,
     /// `p0` for an uplink, `pf0vf1` for a representor; `None` where the driver gives none.
     pub phys_port_name: Option<String>,
     /// The address burnt in (`IFLA_PERM_ADDRESS`).
@@ -132,6 +134,7 @@ pub(super) fn parse(payload: &[u8]) -> Option<Link> {
     Some(Link {
         netdev,
         parent: text(IFLA_PARENT_DEV_NAME).filter(|_| on_pci).and_then(|name| name.parse().ok()),
+        parent_device: text(IFLA_PARENT_DEV_NAME),
         phys_port_name: text(IFLA_PHYS_PORT_NAME),
         permanent_mac: mac(IFLA_PERM_ADDRESS),
         promisc: header.flags.contains(LinkFlags::Promisc),

@@ -8,11 +8,12 @@
 use std::collections::BTreeMap;
 
 use netlink_packet_route::link::{
-    LinkVfInfo, VfInfo, VfInfoLinkState, VfInfoMac, VfInfoRate, VfInfoSpoofCheck, VfInfoTrust, VfInfoVlan, VfLinkState as WireLinkState,
+    LinkVfInfo, VfInfo, VfInfoGuid, VfInfoLinkState, VfInfoMac, VfInfoRate, VfInfoSpoofCheck, VfInfoTrust, VfInfoVlan, VfLinkState as WireLinkState,
     VfVlan as WireVlan, VfVlanInfo, VlanProtocol,
 };
 
 use super::attribute::{find, u16_of, u32_of, walk};
+use crate::guid::Guid;
 use crate::mac::MacAddr;
 use crate::rate::Mbps;
 use crate::vf::{VfAttributes, VfCounters, VfIndex, VfLinkState, VfSetting, VfVlan};
@@ -28,6 +29,8 @@ const IFLA_VF_LINK_STATE: u16 = 5;
 const IFLA_VF_RATE: u16 = 6;
 const IFLA_VF_STATS: u16 = 8;
 const IFLA_VF_TRUST: u16 = 9;
+const IFLA_VF_IB_NODE_GUID: u16 = 10;
+const IFLA_VF_IB_PORT_GUID: u16 = 11;
 const IFLA_VF_VLAN_LIST: u16 = 12;
 const IFLA_VF_VLAN_INFO: u16 = 1;
 
@@ -42,6 +45,8 @@ struct Raw {
     spoof_check: Option<u32>,
     trust: Option<u32>,
     link_state: Option<u32>,
+    node_guid: Option<Guid>,
+    port_guid: Option<Guid>,
 }
 
 /// The VFs in the attributes of a PF's link, in order of index. A VF whose VLAN is outside the standard's range (igb takes 4095) is left
@@ -104,6 +109,8 @@ impl Raw {
             IFLA_VF_SPOOFCHK => self.spoof_check = first,
             IFLA_VF_LINK_STATE => self.link_state = first,
             IFLA_VF_TRUST => self.trust = first,
+            IFLA_VF_IB_NODE_GUID => self.node_guid = guid(fields),
+            IFLA_VF_IB_PORT_GUID => self.port_guid = guid(fields),
             _ => {}
         }
     }
@@ -130,6 +137,8 @@ impl Raw {
             spoof_check: self.spoof_check.and_then(switch),
             trust: self.trust.and_then(switch),
             link_state: self.link_state.and_then(link_state),
+            node_guid: self.node_guid,
+            port_guid: self.port_guid,
         })
     }
 }
@@ -137,6 +146,11 @@ impl Raw {
 /// The kernel presets switches with all ones, which stays when the driver does not report them.
 fn switch(value: u32) -> Option<bool> {
     (value != u32::MAX).then_some(value != 0)
+}
+
+/// `struct ifla_vf_guid` after its index: the number of eight bytes is the last of it, behind padding where the machine aligns it.
+fn guid(fields: &[u8]) -> Option<Guid> {
+    fields.last_chunk().copied().map(u64::from_ne_bytes).map(Guid)
 }
 
 fn link_state(value: u32) -> Option<VfLinkState> {
@@ -148,7 +162,7 @@ fn link_state(value: u32) -> Option<VfLinkState> {
     }
 }
 
-/// The entry that changes one VF. Whatever the order here, the kernel applies MAC, VLAN, rate, spoof check, link state, trust, and stops
+/// The entry that changes one VF. Whatever the order here, the kernel applies MAC, VLAN, rate, spoof check, link state, trust, GUIDs, and stops
 /// at the first refusal.
 pub(super) fn change(index: VfIndex, settings: &[VfSetting]) -> LinkVfInfo {
     let vf = u32::from(index.0);
@@ -177,6 +191,8 @@ fn encode(vf: u32, setting: VfSetting) -> VfInfo {
             },
         )),
         VfSetting::Trust(on) => VfInfo::Trust(VfInfoTrust::new(vf, on)),
+        VfSetting::NodeGuid(guid) => VfInfo::IbNodeGuid(VfInfoGuid::new(vf, guid.0)),
+        VfSetting::PortGuid(guid) => VfInfo::IbPortGuid(VfInfoGuid::new(vf, guid.0)),
     }
 }
 

@@ -48,6 +48,16 @@ fn a_service_vlan_is_what_iproute2_sends() {
     assert_eq!(emit(6, &settings), hex(include_str!("../../testdata/netlink/set_vf_service_vlan.hex"))[NETLINK_HEADER_BYTES..]);
 }
 
+#[test]
+fn identifiers_of_an_infiniband_vf_are_what_iproute2_sends_and_read_back() {
+    let (node, port) = (Guid(0xc211_2233_4455_6677), Guid(0xc211_2233_4455_6678));
+    assert_eq!(emit(1, &[VfSetting::NodeGuid(node)]), hex(include_str!("../../testdata/netlink/set_vf_node_guid.hex"))[NETLINK_HEADER_BYTES..]);
+    assert_eq!(emit(1, &[VfSetting::PortGuid(port)]), hex(include_str!("../../testdata/netlink/set_vf_port_guid.hex"))[NETLINK_HEADER_BYTES..]);
+    let sent = emit(1, &[VfSetting::Mac(MacAddr::ZERO), VfSetting::NodeGuid(node), VfSetting::PortGuid(port)]);
+    let vf = parse(crate::netlink::link::attributes(&sent)).remove(0);
+    assert_eq!((vf.index, vf.node_guid, vf.port_guid), (VfIndex(1), Some(node), Some(port)));
+}
+
 /// Values laid out by hand after `struct ifla_vf_*` of linux/if_link.h, not captured: VF 3 comes before VF 1, and the driver leaves things
 /// out for VF 1.
 #[test]
@@ -76,6 +86,8 @@ fn vfs_are_known_by_the_index_in_their_attributes() {
         spoof_check: Some(true),
         trust: Some(false),
         link_state: Some(VfLinkState::Disable),
+        node_guid: None,
+        port_guid: None,
     };
     let sparse = VfAttributes {
         index: VfIndex(1),
@@ -86,6 +98,8 @@ fn vfs_are_known_by_the_index_in_their_attributes() {
         spoof_check: None,
         trust: None,
         link_state: None,
+        node_guid: None,
+        port_guid: None,
     };
     assert_eq!(parse(&attribute(22, &list)), [sparse, full]);
 }

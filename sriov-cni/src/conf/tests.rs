@@ -33,6 +33,9 @@ fn an_empty_request_leaves_everything_alone() {
         spoof_check: None,
         trust: None,
         link_state: None,
+        trunk: None,
+        guid: None,
+        rdma_isolation: None,
     };
     assert_eq!(request(json!({})).unwrap(), wanted);
     let absent = json!({"vlan": null, "mac": "", "spoofchk": "", "min_tx_rate": null, "ipam": {}, "trust": null});
@@ -89,8 +92,9 @@ fn a_wrong_value_is_refused_with_key_given_and_allowed() {
         (json!({"logLevel": "loud"}), "logLevel is \"loud\": allowed is panic, error, warning, info or debug"),
         (json!({"logFile": "sriov.log"}), "logFile is \"sriov.log\": allowed is an absolute path"),
         (
-            json!({"deviceID": "mlx5_core.sf.4"}),
-            "deviceID is \"mlx5_core.sf.4\": allowed is the PCI address of a VF, for example 0000:3b:02.1 (sub-functions can't be attached)",
+            json!({"deviceID": "enp1s0v0"}),
+            "deviceID is \"enp1s0v0\": allowed is the PCI address of a VF, for example 0000:3b:02.1, or the name of a sub-function, for example \
+             mlx5_core.sf.4",
         ),
         (json!({"allmulti": true}), "allmulti is true: allowed is \"on\" or \"off\""),
         (json!({"promisc": "yes"}), "promisc is \"yes\": allowed is \"on\" or \"off\""),
@@ -102,14 +106,24 @@ fn a_wrong_value_is_refused_with_key_given_and_allowed() {
             json!({"runtimeConfig": {"CNIDeviceInfoFile": "/var/run/../../etc/passwd"}}),
             "runtimeConfig.CNIDeviceInfoFile is \"/var/run/../../etc/passwd\": allowed is an absolute path without \"..\"",
         ),
+        (json!({"vlanTrunk": "100-99"}), "vlanTrunk is \"100-99\": allowed is a list of VLAN ids and ranges from 1 to 4094, as \"1-10,20\""),
+        (json!({"vlanTrunk": 100}), "vlanTrunk is 100: allowed is a list of VLAN ids and ranges from 1 to 4094, as \"1-10,20\""),
         (
-            json!({"vlanTrunk": "100-200"}),
-            "vlanTrunk is \"100-200\": allowed is nothing: no driver of the kernel's own tree lets a VF's VLAN trunk be set",
+            json!({"vlanTrunk": "100-200", "vlan": 5}),
+            "vlanTrunk is \"100-200\": allowed is nothing together with a vlan: the PF tags all frames with that",
         ),
         (
-            json!({"runtimeConfig": {"infinibandGUID": "c2:11:22:33:44:55:66:77"}}),
-            "infinibandGUID is \"c2:11:22:33:44:55:66:77\": allowed is nothing: this plugin does not set GUIDs of InfiniBand VFs; use the CNI for InfiniBand",
+            json!({"runtimeConfig": {"infinibandGUID": "c2:11:22:33:44:55"}}),
+            "runtimeConfig.infinibandGUID is \"c2:11:22:33:44:55\": allowed is a GUID that is neither zero nor all ones, as c2:11:22:33:44:55:66:77",
         ),
+        (
+            json!({"args": {"cni": {"guid": "00:00:00:00:00:00:00:00"}}}),
+            "args.cni.guid is \"00:00:00:00:00:00:00:00\": allowed is a GUID that is neither zero nor all ones, as c2:11:22:33:44:55:66:77",
+        ),
+        (json!({"pkey": "7fff"}), "pkey is \"7fff\": allowed is a partition key in hexadecimal from 0x0001 to 0xffff, not 0x8000"),
+        (json!({"pkey": "0x8000"}), "pkey is \"0x8000\": allowed is a partition key in hexadecimal from 0x0001 to 0xffff, not 0x8000"),
+        (json!({"rdmaIsolation": "on"}), "rdmaIsolation is \"on\": allowed is true or false"),
+        (json!({"ibKubernetesEnabled": 1}), "ibKubernetesEnabled is 1: allowed is true or false"),
     ] {
         assert_eq!(refusal(wire), message);
     }
@@ -168,6 +182,26 @@ fn the_device_comes_from_the_kubelet_before_the_pods_annotation() {
     assert!(number.starts_with("runtimeConfig.deviceID is 5: allowed is the PCI address"), "{number}");
     let none = conf(json!({"deviceID": null}));
     assert!(none.vf_request(None).unwrap_err().to_string().contains("k8s.v1.cni.cncf.io/resourceName"));
+}
+
+#[test]
+fn the_guid_is_the_runtimes_then_that_of_ib_kubernetes_which_is_waited_for_where_the_network_says_so() {
+    let (runtime, args) = ("c2:11:22:33:44:55:66:77", "c2:11:22:33:44:55:66:88");
+    let both = json!({"runtimeConfig": {"infinibandGUID": runtime}, "args": {"cni": {"guid": args}}, "pkey": "0x8001"});
+    assert_eq!(request(both).unwrap().guid.unwrap().to_string(), runtime);
+    let ready = json!({"ibKubernetesEnabled": true, "args": {"cni": {"guid": args, "mellanox.infiniband.app": "configured"}}});
+    assert_eq!(request(ready).unwrap().guid.unwrap().to_string(), args);
+    for early in [json!({"ibKubernetesEnabled": true}), json!({"ibKubernetesEnabled": true, "args": {"cni": {"guid": args}}})] {
+        assert!(refusal(early).starts_with("args.cni.guid is missing: ibKubernetesEnabled is true"));
+    }
+    assert_eq!(request(json!({"ibKubernetesEnabled": false, "rdmaIsolation": true})).unwrap().rdma_isolation, Some(true));
+}
+
+#[test]
+fn a_sub_function_and_a_vdpa_device_are_named_by_their_ids() {
+    assert_eq!(conf(json!({"deviceID": "mlx5_core.sf.4"})).device.unwrap().to_string(), "mlx5_core.sf.4");
+    assert_eq!(conf(json!({"deviceID": "vdpa:0000:3b:02.1"})).device.unwrap().to_string(), "0000:3b:02.1");
+    assert_eq!(request(json!({"vlanTrunk": "20,1-10"})).unwrap().trunk.unwrap().to_string(), "1-10,20");
 }
 
 #[test]

@@ -11,18 +11,23 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 
-use super::{StateError, Store, decode, failed};
+use super::{StateError, Store, decode, failed, write_synced};
 use crate::device_info;
-use crate::journal::{Journal, Owner};
+use crate::journal::Journal;
 
 impl Store {
     /// Forgets an attachment as [`Store::forget`] does, but that its owner's addresses are owed.
     pub(crate) fn owe(&self, journal: &Journal) -> Result<(), StateError> {
         device_info::remove(journal.device_info.as_deref());
-        self.remove_go_records(journal.vf, &journal.owner)?;
         let (from, folder) = (self.journal(journal.vf), self.owed());
-        let to = self.owed_by(&journal.owner.container_id, &journal.owner.if_name);
         DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(failed("create", &folder))?;
+        let to = self.owed_by(&journal.owner.container_id, &journal.owner.if_name);
+        // One that the Go plugin made has no journal: what its records told goes there before they go.
+        if !from.exists() {
+            let bytes = serde_json::to_vec_pretty(journal).map_err(|cause| StateError::Journal { path: to.clone(), cause })?;
+            write_synced(&to, &bytes)?;
+        }
+        self.remove_go_records(journal.vf, &journal.owner)?;
         // After a power cut it may have the one name or the other: GC asks IPAM in both cases.
         match fs::rename(&from, &to) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("rename", &from)(error)),
@@ -39,8 +44,8 @@ impl Store {
         }
     }
 
-    /// Owners of addresses in `network` that IPAM was not asked back for. A file that can't be read is left out: nobody can act on it.
-    pub fn owing(&self, network: &str) -> Result<Vec<Owner>, StateError> {
+    /// Attachments in `network` whose addresses IPAM was not asked back for. A file that can't be read is left out: nobody can act on it.
+    pub fn owing(&self, network: &str) -> Result<Vec<Journal>, StateError> {
         let folder = self.owed();
         let entries = match fs::read_dir(&folder) {
             Ok(entries) => entries,
@@ -50,7 +55,7 @@ impl Store {
         let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
         paths.sort_unstable();
         let read = |path: &PathBuf| decode(path, &fs::read(path).ok()?).ok();
-        Ok(paths.iter().filter_map(read).filter(|journal: &Journal| journal.network == network).map(|journal| journal.owner).collect())
+        Ok(paths.iter().filter_map(read).filter(|journal: &Journal| journal.network == network).collect())
     }
 
     fn owed(&self) -> PathBuf {
@@ -66,6 +71,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::journal::Owner;
 
     #[test]
     fn addresses_are_owed_from_the_journals_end_until_ipam_has_answered() {
@@ -80,9 +86,23 @@ mod tests {
         store.owe(&journal).unwrap();
         store.owe(&journal).unwrap();
         assert!(!store.has(journal.vf));
-        assert_eq!(store.owing(&journal.network).unwrap(), std::slice::from_ref(&journal.owner));
+        assert_eq!(store.owing(&journal.network).unwrap(), std::slice::from_ref(&journal));
         assert_eq!(store.owing("another").unwrap(), []);
         store.settled(container_id, if_name).unwrap();
+        assert_eq!(store.owing(&journal.network).unwrap(), []);
+    }
+    #[test]
+    fn addresses_that_the_go_plugin_gave_are_owed_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::at(&dir.path().join("state"));
+        let journal: Journal = serde_json::from_str(include_str!("../../testdata/journal/v1.json")).unwrap();
+        store.create().unwrap();
+        store.write_go_records(journal.vf, &journal.owner, &serde_json::json!({"name": journal.network})).unwrap();
+        store.owe(&journal).unwrap();
+        assert_eq!(store.owing(&journal.network).unwrap(), std::slice::from_ref(&journal));
+        assert!(store.go_records().unwrap().is_empty());
+        // A DEL that is repeated finds neither journal nor record and owes nothing twice.
+        store.settled(&journal.owner.container_id, &journal.owner.if_name).unwrap();
         assert_eq!(store.owing(&journal.network).unwrap(), []);
     }
 }

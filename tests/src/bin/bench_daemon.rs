@@ -90,7 +90,16 @@ fn link(ifindex: u32, address: &str) -> Result<Link> {
         link_type: LinkType::Ether,
     };
     let parent: PciAddress = address.parse()?;
-    Ok(Link { netdev, parent: Some(parent), phys_port_name: None, permanent_mac: None, promisc: false, allmulti: false, stack: Stack::default() })
+    Ok(Link {
+        netdev,
+        parent: Some(parent),
+        parent_device: Some(parent.to_string()),
+        phys_port_name: None,
+        permanent_mac: None,
+        promisc: false,
+        allmulti: false,
+        stack: Stack::default(),
+    })
 }
 
 fn wish(pfs: u8, vfs: u16) -> Result<Desired> {
