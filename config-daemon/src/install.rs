@@ -1,5 +1,9 @@
 //! I/O: puts the CNI plugin where the container runtime looks for it.
 //!
+//! A program tells in its own file which version of journals it writes (what `sriov --version` prints). One whose journals are of an older version
+//! than those of the installed program would find pods that it can't detach, so that it is not put in its place unless that is asked for. The
+//! program's own version does not count: a release can be taken back.
+//!
 //! Invariant: at every moment the target is the old or the new program, whole; a runtime that is about to execute it never meets half a file or
 //! "text file busy".
 
@@ -27,6 +31,52 @@ pub enum InstallError {
         /// What the system said.
         cause: io::Error,
     },
+}
+
+/// What became of an installation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Installed {
+    /// The program was put in place.
+    Copied,
+    /// It was there.
+    Same,
+    /// The installed program stays: it writes journals that this one can't read.
+    Kept {
+        /// The version of the installed program's journals.
+        there: u32,
+        /// The version of this program's.
+        ours: u32,
+    },
+}
+
+/// The name by which networks of InfiniBand VFs call the plugin.
+const INFINIBAND: &str = "ib-sriov";
+/// Between the program's version and the number of the journals' in the plugin's file.
+const JOURNALS: &[u8] = b", journals of version ";
+
+/// Installs the CNI plugin, unless what is there writes newer journals; `force` replaces that too. Beside it goes the same program as `ib-sriov`, unless
+/// another plugin has that name.
+pub fn install_cni(from: &Path, to: &Path, force: bool) -> Result<Installed, InstallError> {
+    let wanted = fs::read(from).map_err(|cause| InstallError::ReadSource { path: from.to_owned(), cause })?;
+    let ours = journals_of(&wanted);
+    let there = fs::read(to).ok().and_then(|present| journals_of(&present));
+    if let (Some(ours), Some(there), false) = (ours, there, force)
+        && there > ours
+    {
+        return Ok(Installed::Kept { there, ours });
+    }
+    let infiniband = to.with_file_name(INFINIBAND);
+    if fs::read(&infiniband).map_or(true, |present| journals_of(&present).is_some()) {
+        install(from, &infiniband)?;
+    }
+    Ok(if install(from, to)? { Installed::Copied } else { Installed::Same })
+}
+
+/// The version of the journals that a program says it writes; `None` for any other program than the plugin.
+fn journals_of(program: &[u8]) -> Option<u32> {
+    let at = program.windows(JOURNALS.len()).position(|window| window == JOURNALS)? + JOURNALS.len();
+    let digits = program.get(at..)?.split(|byte| !byte.is_ascii_digit()).next()?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
 /// Copies `from` to `to` unless it is the same and executable already; answers whether it was copied.
@@ -73,5 +123,37 @@ mod tests {
         fs::set_permissions(&to, fs::Permissions::from_mode(0o644)).unwrap();
         assert!(install(&from, &to).unwrap(), "not executable");
         assert_eq!(fs::read_dir(to.parent().unwrap()).unwrap().count(), 1, "nothing is left beside it");
+    }
+    fn program(folder: &Path, name: &str, journals: u32) -> PathBuf {
+        let path = folder.join(name);
+        fs::write(&path, format!("\0\0sriov 0.1.0, journals of version {journals}, CNI 0.1.0 to 1.1.0\0{name}")).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_program_that_cannot_read_the_journals_there_is_not_installed_unless_forced() {
+        let folder = tempfile::tempdir().unwrap();
+        let (old, new, to) = (program(folder.path(), "old", 1), program(folder.path(), "new", 2), folder.path().join("bin/sriov"));
+        assert_eq!(install_cni(&new, &to, false).unwrap(), Installed::Copied);
+        assert_eq!(install_cni(&new, &to, false).unwrap(), Installed::Same);
+        assert_eq!(install_cni(&old, &to, false).unwrap(), Installed::Kept { there: 2, ours: 1 });
+        assert_eq!(fs::read(&to).unwrap(), fs::read(&new).unwrap());
+        assert_eq!(install_cni(&old, &to, true).unwrap(), Installed::Copied);
+        let again = program(folder.path(), "again", 1);
+        assert_eq!(install_cni(&again, &to, false).unwrap(), Installed::Copied, "another program with the same journals");
+        fs::write(&to, "the Go plugin").unwrap();
+        assert_eq!(install_cni(&old, &to, false).unwrap(), Installed::Copied, "what is not ours is replaced, its pods are taken over");
+    }
+
+    #[test]
+    fn infiniband_networks_find_the_same_program_unless_another_has_the_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (program(folder.path(), "sriov", 1), folder.path().join("bin/sriov"));
+        install_cni(&from, &to, false).unwrap();
+        let infiniband = folder.path().join("bin/ib-sriov");
+        assert_eq!(fs::read(&infiniband).unwrap(), fs::read(&from).unwrap());
+        fs::write(&infiniband, "another plugin").unwrap();
+        install_cni(&program(folder.path(), "next", 1), &to, false).unwrap();
+        assert_eq!(fs::read_to_string(&infiniband).unwrap(), "another plugin");
     }
 }

@@ -15,7 +15,7 @@ use sriov_config_daemon::boot::{install_unit, restore};
 use sriov_config_daemon::desired::Desired;
 use sriov_config_daemon::doctor::diagnose;
 use sriov_config_daemon::health::{CountRequests, serve};
-use sriov_config_daemon::install::install;
+use sriov_config_daemon::install::{Installed, install_cni};
 use sriov_config_daemon::machine::Machine as _;
 use sriov_config_daemon::machine::linux::Linux;
 use sriov_config_daemon::metrics::Metrics;
@@ -29,7 +29,7 @@ use sriov_config_daemon::table::table;
 use sriov_config_daemon::wish;
 use sriov_host::Host;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::info;
+use tracing::{info, warn};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
@@ -84,6 +84,9 @@ enum Command {
         /// Where it goes.
         #[arg(long)]
         to: PathBuf,
+        /// Replace a program whose journals this one can't read, too: pods that it attached may not be detached then.
+        #[arg(long)]
+        force: bool,
     },
 }
 
@@ -232,9 +235,15 @@ fn perform(command: Command) -> anyhow::Result<ExitCode> {
             info!("the unit of systemd mode {}", if changed { "was put in place" } else { "is in place already" });
             Ok(ExitCode::SUCCESS)
         }
-        Command::InstallCni { from, to } => {
-            let copied = install(&from, &to)?;
-            info!("{} {}", to.display(), if copied { "installed" } else { "is installed already" });
+        Command::InstallCni { from, to, force } => {
+            match install_cni(&from, &to, force)? {
+                Installed::Copied => info!("{} installed", to.display()),
+                Installed::Same => info!("{} is installed already", to.display()),
+                Installed::Kept { there, ours } => warn!(
+                    "{} stays: it writes journals of version {there}, and the program of this image reads version {ours}; --force replaces it",
+                    to.display()
+                ),
+            }
             Ok(ExitCode::SUCCESS)
         }
     }
