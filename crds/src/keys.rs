@@ -51,6 +51,12 @@ pub const LAST_NETWORK_NAMESPACE: &str = "operator.sriovnetwork.openshift.io/las
 
 /// Finalizer of a network object whose NAD no garbage collection reaches.
 pub const NETWORK_FINALIZER: &str = "netattdef.finalizers.sriovnetwork.openshift.io";
+/// Finalizer that the Go operator puts on its configuration. Here nothing needs it, so it is taken off wherever it is found.
+pub const CONFIG_FINALIZER: &str = "operatorconfig.finalizers.sriovnetwork.openshift.io";
+/// Finalizer that the Go operator puts on pools. Here nothing needs it, so it is taken off wherever it is found.
+pub const POOL_FINALIZER: &str = "poolconfig.finalizers.sriovnetwork.openshift.io";
+/// Label of what the operator makes among objects of others; its value is [`FIELD_MANAGER`].
+pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 
 /// Label (and value `"true"`) of the nodes that are managed when the operator configuration selects none.
 pub const CAPABLE_LABEL: &str = "feature.node.kubernetes.io/network-sriov.capable";

@@ -194,7 +194,7 @@ pub struct TrunkConfig {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NetworkStatus {
-    /// `Ready`: whether the NetworkAttachmentDefinition is in place.
+    /// `Ready`: whether the NetworkAttachmentDefinition is in place. `Progressing`: whether its namespace is waited for. `Degraded`: what is refused.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

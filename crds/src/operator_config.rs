@@ -57,7 +57,7 @@ pub struct SriovOperatorConfigSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("items" = {"type": "string", "enum": ["mellanox"]}))]
     pub disable_plugins: Vec<String>,
-    /// Feature gates; unknown names are ignored.
+    /// Feature gates; names that are not known do nothing, and the webhook says so.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub feature_gates: BTreeMap<String, bool>,
     /// Environment variables added to the daemon's container.
@@ -75,7 +75,7 @@ pub struct SriovOperatorConfigStatus {
     /// Never written, as in the Go operator.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub operator_webhook: Option<String>,
-    /// `Ready`: whether everything was deployed as asked.
+    /// `Ready`: whether everything was deployed as asked. `Progressing`: whether pods are being replaced. `Degraded`: what is not done.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

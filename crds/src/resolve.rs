@@ -6,6 +6,9 @@
 //!
 //! Invariants: the result is a function of the policies, their order and the PFs; `policyRevision` is in every spec.
 
+#[cfg(test)]
+mod model;
+
 use std::collections::BTreeMap;
 
 use crate::node_policy::{NicSelector, VFIO_PCI};

@@ -22,16 +22,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::ResourceExt;
+use kube::{Api, ResourceExt};
 use sriov_crds::conditions::{Outcome, drain as reason};
 use sriov_crds::{SriovNetworkNodeState, keys};
 use tokio::time::Instant;
 
 use crate::cache::{Cache, Key};
 use crate::context::Context;
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, PoolGuard};
 use crate::queue::{self, Next, Queue, Requests, Retry, Retryable};
-use crate::resources::RequestFailed;
+use crate::resources::{self, RequestFailed};
 use pods::Scope;
 use pools::Pools;
 use steps::{Phase, Request, Step, View};
@@ -128,6 +128,10 @@ impl<'a> Controller<'a> {
     pub async fn run(&self) {
         let Some(requests) = self.requests.take() else { return };
         self.fleet.ready().await;
+        for pool in self.fleet.pools.list() {
+            let done = pool.0.as_ref().ok().and_then(|pool| pool.status.as_ref()).map_or(0, |status| status.done);
+            self.pools.borrow_mut().resume(&pool.name_any(), usize::try_from(done).unwrap_or(0));
+        }
         requests.serve(CONCURRENCY, |subject| self.reconcile(subject)).await;
     }
 
@@ -151,6 +155,8 @@ impl<'a> Controller<'a> {
 
     async fn pool(&self, name: &str) -> Result<(), Error> {
         let Some(object) = self.fleet.pools.get(&self.key(name)) else { return Ok(()) };
+        let api: Api<PoolGuard> = Api::namespaced(self.context.client.clone(), &self.context.settings.namespace);
+        resources::release(&api, object.as_ref(), keys::POOL_FINALIZER).await?;
         let Ok(object) = &object.0 else { return Ok(()) };
         let (counts, invalid) = {
             let pools = self.pools.borrow();

@@ -1,7 +1,8 @@
 //! I/O: networks -> NetworkAttachmentDefinitions: `SriovNetwork`, `SriovIBNetwork` and `OVSNetwork`, in any namespace.
 //! `gather -> validate -> build -> apply -> report`, once for each network by itself.
 //!
-//! Invariant: a NAD that another owner has is never written and never deleted, and of a NAD that is ours only what we render is touched.
+//! Invariant: a NAD that another owner has is never written and never deleted, and of a NAD that is ours only what we render is touched. Ours is a NAD
+//! whose annotation names the network; one without a network is deleted only when it carries our label too.
 
 mod apply;
 mod build;
@@ -13,6 +14,8 @@ mod report;
 mod triggers;
 mod validate;
 
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Namespace;
@@ -36,6 +39,26 @@ const CONCURRENCY: usize = 8;
 struct Shared {
     namespaces: Cache<PartialObjectMeta<Namespace>>,
     nads: Cache<PartialObjectMeta<NetworkAttachmentDefinition>>,
+    /// NADs that carry our label, by the network that they name.
+    made: RefCell<BTreeMap<String, BTreeSet<Key>>>,
+}
+
+impl Shared {
+    /// Keeps `made` as the NADs are.
+    fn note(&self, change: &Change<'_, PartialObjectMeta<NetworkAttachmentDefinition>>) {
+        let mut made = self.made.borrow_mut();
+        if let Some((owner, key)) = change.old.and_then(triggers::made_for)
+            && let Some(keys) = made.get_mut(&owner)
+        {
+            keys.remove(&key);
+            if keys.is_empty() {
+                made.remove(&owner);
+            }
+        }
+        if let Some((owner, key)) = change.new.and_then(triggers::made_for) {
+            made.entry(owner).or_default().insert(key);
+        }
+    }
 }
 
 /// One kind of network with its queue.
@@ -101,6 +124,7 @@ pub async fn run(context: &Context) {
 
 async fn watch_nads(context: &Context, shared: &Shared, queues: [&Queue<Key>; 3]) {
     let on_change = |change: Change<'_, _>| {
+        shared.note(&change);
         // Which kind it came from is not asked: a key without an object costs nothing.
         for key in triggers::networks_of_nad(&change, &context.settings.namespace) {
             for queue in queues {
@@ -114,18 +138,27 @@ async fn watch_nads(context: &Context, shared: &Shared, queues: [&Queue<Key>; 3]
 async fn serve<N: Network>(context: &Context, shared: &Shared, kind: &Kind<N>, requests: Requests<Key>) {
     let follow = kind.objects.watch(Api::all(context.client.clone()), watcher::Config::default(), |change| {
         if triggers::network_matters(&change) {
-            change.new.iter().for_each(|network| kind.queue.add(Key::of(*network)));
+            change.new.or(change.old).iter().for_each(|network| kind.queue.add(Key::of(*network)));
         }
     });
     let reconcile_all = async {
         kind.objects.ready().await;
         shared.namespaces.ready().await;
+        shared.nads.ready().await;
         requests.measured(context.metrics.meter("network")).serve(CONCURRENCY, |key| reconcile(context, shared, kind, key)).await;
     };
     futures::join!(follow, reconcile_all);
 }
 
 async fn reconcile<N: Network>(context: &Context, shared: &Shared, kind: &Kind<N>, key: Key) -> Result<Next, RequestFailed> {
+    if kind.objects.get(&key).is_none() {
+        let owner_ref = build::owner_ref_of::<N>(&key.namespace, &key.name);
+        let orphans = shared.made.borrow().get(&owner_ref).cloned().unwrap_or_default();
+        for orphan in &orphans {
+            apply::orphan(context, orphan, &owner_ref).await?;
+        }
+        return Ok(Next::Wait);
+    }
     let Some(network) = gather::network(&kind.objects, &key) else { return Ok(Next::Wait) };
     let network: &Arc<N> = &network;
     if network.meta().deletion_timestamp.is_some() {

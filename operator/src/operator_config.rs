@@ -1,19 +1,21 @@
-//! I/O: the operator configuration -> the node DaemonSet. `gather -> validate -> build -> apply -> report`, as five functions; the DaemonSet
-//! itself is built in `daemon_set` (pure).
+//! I/O: the operator configuration -> the node DaemonSet. `gather -> validate -> build -> apply -> report`, as functions; the DaemonSet itself is built
+//! in `daemon_set`, `gates` knows the feature gates, `legacy` what the Go operator left (all pure).
 //!
-//! Without an operator configuration the defaults hold and the DaemonSet has no owner. Invariant: the DaemonSet's selector is the one that
-//! `node_policy` uses, so that a node has a daemon exactly when it has a node state.
+//! Without an operator configuration the defaults hold, and its deletion takes nothing away: the DaemonSet has no owner, and the configuration no
+//! finalizer. Invariant: the DaemonSet's selector is the one that `node_policy` uses, so that a node has a daemon exactly when it has a node state.
 
 mod daemon_set;
+pub(crate) mod gates;
+mod legacy;
 
 use std::fmt;
 
 use k8s_openapi::api::apps::v1::DaemonSet;
-use kube::Api;
-use kube::Resource;
-use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::core::DeserializeGuard;
 use kube::runtime::watcher;
-use sriov_crds::conditions::{self, Outcome, operator_config as reason};
+use kube::{Api, Resource, ResourceExt};
+use serde_json::json;
+use sriov_crds::conditions::{DEGRADED, Outcome, PROGRESSING, READY, operator_config as reason};
 use sriov_crds::{SriovOperatorConfig, SriovOperatorConfigSpec, keys};
 
 use crate::cache::{Cache, Change, Key};
@@ -34,7 +36,8 @@ impl fmt::Display for Everything {
 #[derive(Default)]
 struct Caches {
     configs: Cache<DeserializeGuard<SriovOperatorConfig>>,
-    daemon_sets: Cache<PartialObjectMeta<DaemonSet>>,
+    /// All of the namespace: ours, and what the Go operator left.
+    daemon_sets: Cache<DaemonSet>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -76,8 +79,9 @@ pub async fn run(context: &Context) {
         }
     });
     let daemon_sets = Api::namespaced(context.client.clone(), namespace);
-    let daemon_sets = caches.daemon_sets.watch(daemon_sets, named(keys::NODE_DAEMON_SET), |change| {
-        if spec_changed(&change) {
+    let daemon_sets = caches.daemon_sets.watch(daemon_sets, watcher::Config::default(), |change| {
+        let concerns = change.new.or(change.old).is_some_and(|d| d.name_any() == keys::NODE_DAEMON_SET || legacy::is_leftover(d));
+        if concerns && (spec_changed(&change) || change.old.map(rollout) != change.new.map(rollout)) {
             queue.add(Everything);
         }
     });
@@ -89,26 +93,44 @@ pub async fn run(context: &Context) {
     futures::join!(configs, daemon_sets, reconcile_all);
 }
 
-/// Generation, owners or deletion changed; a status did not.
+/// How many nodes are to run the DaemonSet's pod, and how many run the present one.
+fn rollout(daemon_set: &DaemonSet) -> Option<(i32, i32)> {
+    let status = daemon_set.status.as_ref()?;
+    // Before its controller has looked, the numbers are those of another generation.
+    let seen = status.observed_generation >= daemon_set.metadata.generation;
+    Some((status.desired_number_scheduled, if seen { status.updated_number_scheduled.unwrap_or(0) } else { 0 }))
+}
+
+/// Generation, owners, finalizers or deletion changed; a status did not.
 fn spec_changed<T: Resource>(change: &Change<'_, T>) -> bool {
     let parts = |object: &T| {
         let meta = object.meta();
-        (meta.uid.clone(), meta.generation, meta.owner_references.clone(), meta.deletion_timestamp.is_some())
+        (meta.uid.clone(), meta.generation, meta.owner_references.clone(), meta.finalizers.clone(), meta.deletion_timestamp.is_some())
     };
     change.old.map(parts) != change.new.map(parts)
 }
 
 async fn reconcile(context: &Context, caches: &Caches) -> Result<Next, Error> {
+    // Also of one that goes away or cannot be read: nobody else would take it off.
+    release(context, caches).await?;
     let config = gather(context, caches)?;
     context.set_log_level(config.as_ref().and_then(|c| c.spec.log_level));
     let unsupported = validate(config.as_ref().map(|c| &c.spec));
     let daemon_set = daemon_set::build(config.as_ref(), &context.settings);
-    let applied = apply(context, &daemon_set).await;
+    let there = caches.daemon_sets.get(&Key::new(&context.settings.namespace, keys::NODE_DAEMON_SET));
+    let applied = apply(context, caches, &daemon_set, there.as_deref()).await;
     if let Some(config) = &config {
-        report(context, config, applied.as_ref().err(), &unsupported).await?;
+        let nodes = there.as_deref().and_then(rollout);
+        report(context, config, &verdict(applied.as_ref().err(), nodes, &unsupported)).await?;
     }
     applied?;
     Ok(Next::Wait)
+}
+
+async fn release(context: &Context, caches: &Caches) -> Result<(), RequestFailed> {
+    let Some(config) = caches.configs.get(&Key::new(&context.settings.namespace, keys::DEFAULT_CONFIG)) else { return Ok(()) };
+    let api: Api<DeserializeGuard<SriovOperatorConfig>> = Api::namespaced(context.client.clone(), &context.settings.namespace);
+    resources::release(&api, config.as_ref(), keys::CONFIG_FINALIZER).await
 }
 
 fn gather(context: &Context, caches: &Caches) -> Result<Option<SriovOperatorConfig>, Error> {
@@ -122,25 +144,79 @@ fn gather(context: &Context, caches: &Caches) -> Result<Option<SriovOperatorConf
 }
 
 /// Settings that this version does not carry out.
-fn validate(spec: Option<&SriovOperatorConfigSpec>) -> Vec<&'static str> {
-    let Some(spec) = spec else { return vec![] };
-    let wanted = [("useCDI", spec.use_cdi)];
-    wanted.into_iter().filter(|(_, wanted)| *wanted).map(|(name, _)| name).collect()
+fn validate(spec: Option<&SriovOperatorConfigSpec>) -> Vec<String> {
+    spec.map(|spec| gates::unsupported(&spec.feature_gates)).unwrap_or_default()
 }
 
-/// The API server drops an apply that changes nothing.
-async fn apply(context: &Context, daemon_set: &DaemonSet) -> Result<(), RequestFailed> {
+/// In this order: what would offer VFs a second time goes, then pods that are not ours, then ours come. The API server drops an apply that changes
+/// nothing.
+async fn apply(context: &Context, caches: &Caches, daemon_set: &DaemonSet, there: Option<&DaemonSet>) -> Result<(), RequestFailed> {
+    const KIND: &str = "DaemonSet";
     let api: Api<DaemonSet> = Api::namespaced(context.client.clone(), &context.settings.namespace);
-    resources::apply(&api, "DaemonSet", keys::NODE_DAEMON_SET, daemon_set).await
+    for leftover in caches.daemon_sets.list().iter().filter(|daemon_set| legacy::is_leftover(daemon_set)) {
+        resources::delete(&api, KIND, &leftover.name_any()).await?;
+        tracing::info!(name = leftover.name_any(), "DaemonSet of the Go operator deleted");
+    }
+    if let Some(there) = there {
+        if legacy::is_foreign(there, daemon_set) {
+            resources::delete(&api, KIND, keys::NODE_DAEMON_SET).await?;
+            tracing::info!(name = keys::NODE_DAEMON_SET, "DaemonSet with containers of others deleted; ours takes its place");
+        } else if legacy::is_owned_by_configuration(there) {
+            let others: Vec<_> = there.owner_references().iter().filter(|owner| owner.kind != "SriovOperatorConfig").collect();
+            let metadata = json!({ "ownerReferences": others, "resourceVersion": there.resource_version() });
+            resources::merge_metadata(&api, KIND, keys::NODE_DAEMON_SET, metadata).await?;
+        }
+    }
+    resources::apply(&api, KIND, keys::NODE_DAEMON_SET, daemon_set).await
 }
 
-async fn report(context: &Context, config: &SriovOperatorConfig, failure: Option<&RequestFailed>, unsupported: &[&str]) -> Result<(), RequestFailed> {
-    let (status, reason, message) = match (failure, unsupported) {
-        (Some(failure), _) => (false, reason::SYNC_FAILED, failure.to_string()),
-        (None, []) => (true, reason::READY, "the node DaemonSet is in place".to_owned()),
-        (None, some) => (false, reason::UNSUPPORTED, format!("the node DaemonSet is in place; not supported by this version: {}", some.join(", "))),
+/// `Ready`, `Progressing` and `Degraded`. `nodes` are those that are to run the pod, and those that run the present one.
+fn verdict(failure: Option<&RequestFailed>, nodes: Option<(i32, i32)>, unsupported: &[String]) -> [Outcome; 3] {
+    let outcome = |kind, status, reason, message: String| Outcome { kind, status, reason, message };
+    let rolling = match nodes {
+        Some((wanted, updated)) if updated < wanted && failure.is_none() => {
+            outcome(PROGRESSING, true, reason::ROLLING_OUT, format!("{updated} of {wanted} nodes run the present pod of the node DaemonSet"))
+        }
+        _ => outcome(PROGRESSING, false, reason::READY, String::new()),
     };
-    let outcome = Outcome { kind: conditions::READY, status, reason, message };
+    let (reason, ready, degraded) = match (failure, unsupported) {
+        (Some(failure), _) => (reason::SYNC_FAILED, failure.to_string(), failure.to_string()),
+        (None, []) => (reason::READY, "the node DaemonSet is in place".to_owned(), String::new()),
+        (None, some) => (reason::UNSUPPORTED, format!("the node DaemonSet is in place; not done: {}", some.join("; ")), some.join("; ")),
+    };
+    let fine = reason == reason::READY;
+    [outcome(READY, fine, reason, ready), rolling, outcome(DEGRADED, !fine, reason, degraded)]
+}
+
+async fn report(context: &Context, config: &SriovOperatorConfig, outcomes: &[Outcome]) -> Result<(), RequestFailed> {
     let existing = config.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
-    resources::report(context, config, existing, outcome).await
+    resources::report(context, config, existing, outcomes).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rollout_is_progress_and_what_is_not_done_is_degraded() {
+        let says = |nodes, unsupported: &[String]| verdict(None, nodes, unsupported).map(|o| (o.status, o.reason));
+        assert_eq!(says(Some((3, 3)), &[]), [(true, reason::READY), (false, reason::READY), (false, reason::READY)]);
+        assert_eq!(says(None, &[]), says(Some((0, 0)), &[]));
+        assert_eq!(says(Some((3, 1)), &[])[1], (true, reason::ROLLING_OUT));
+        assert_eq!(says(Some((3, 3)), &["x".into()]), [(false, reason::UNSUPPORTED), (false, reason::READY), (true, reason::UNSUPPORTED)]);
+    }
+
+    #[test]
+    fn numbers_of_another_generation_do_not_count_as_updated() {
+        let daemon_set = |observed: i64| -> DaemonSet {
+            serde_json::from_value(json!({
+                "metadata": { "generation": 2 }, "spec": { "selector": {}, "template": {} },
+                "status": { "currentNumberScheduled": 3, "desiredNumberScheduled": 3, "numberMisscheduled": 0, "numberReady": 3,
+                    "observedGeneration": observed, "updatedNumberScheduled": 3 },
+            }))
+            .unwrap()
+        };
+        assert_eq!(rollout(&daemon_set(1)), Some((3, 0)));
+        assert_eq!(rollout(&daemon_set(2)), Some((3, 3)));
+    }
 }

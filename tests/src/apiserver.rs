@@ -10,23 +10,30 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
 use kube::api::{Api, DynamicObject, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
 use kube::discovery::{Scope, oneshot};
 use kube::{Client, Config};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::json;
+use sriov_crds::SriovOperatorConfig;
 use tempfile::TempDir;
 
 use crate::lab::artifacts::{Artifacts, product};
-use crate::lab::process::last_lines;
+
+pub mod cluster;
+pub mod faults;
+pub mod process;
+
+use process::Server;
+pub use process::{Operator, RunningDaemon};
 
 /// Folder with `etcd` and `kube-apiserver`, as the tools of the Go field name it.
 const ASSETS_VARIABLE: &str = "KUBEBUILDER_ASSETS";
@@ -56,55 +63,6 @@ impl User {
             Self::Operator => ("system:serviceaccount:sriov-network-operator:sriov-network-operator", groups),
             Self::Daemon => ("system:serviceaccount:sriov-network-operator:sriov-network-config-daemon", groups),
         }
-    }
-}
-
-/// A process that is killed on drop.
-#[derive(Debug)]
-struct Server {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Server {
-    /// `setpriv` lets the kernel kill the process when the thread that started it ends, so not even `kill -9` of a test leaves one.
-    fn start(program: &Path, arguments: &[String], environment: &[(&str, &str)], log: PathBuf) -> Result<Self> {
-        let output = File::options().create(true).append(true).open(&log).with_context(|| format!("open {}", log.display()))?;
-        let errors = output.try_clone()?;
-        let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(program)
-            .args(arguments)
-            .env_clear()
-            .envs(environment.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(output)
-            .stderr(errors)
-            .spawn()
-            .with_context(|| format!("run setpriv with {}", program.display()))?;
-        Ok(Self { child, log })
-    }
-
-    fn check(&mut self) -> Result<()> {
-        if let Some(status) = self.child.try_wait()? {
-            bail!("{} ended with {status}; the end of its log:\n{}", self.log.display(), last_lines(&self.log, 15));
-        }
-        Ok(())
-    }
-}
-
-impl Server {
-    fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("no process id")?;
-        Ok(kill_process(pid, signal)?)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Both fail only for a process that has been reaped.
-        self.child.kill().ok();
-        self.child.wait().ok();
     }
 }
 
@@ -227,9 +185,14 @@ impl ApiServer {
     }
 
     /// Applies `deploy/operator.yaml`, which nothing runs here; answers the API server's warnings. The rule that a daemon writes its own node's
-    /// state only is left out, because [`User::Daemon`] speaks for the daemons of all nodes: see [`Self::install_node_rule`].
+    /// state only is left out, because [`User::Daemon`] speaks for the daemons of all nodes: see [`Self::install_node_rule`]. Webhook and injector are
+    /// switched off: no Service leads anywhere here, and the API server would wait for it at each write.
     pub async fn install_deploy(&self) -> Result<Vec<String>> {
-        self.install_where(|document| !is_node_rule(document)).await
+        let warnings = self.install_where(|document| !is_node_rule(document)).await?;
+        let configs: Api<SriovOperatorConfig> = Api::namespaced(self.client(User::Admin).await?, "sriov-network-operator");
+        let off = json!({ "spec": { "enableInjector": null, "enableOperatorWebhook": null } });
+        configs.patch("default", &PatchParams::default(), &Patch::Merge(off)).await?;
+        Ok(warnings)
     }
 
     /// Applies the rule of `deploy/operator.yaml` that a daemon writes its own node's state only.
@@ -294,6 +257,11 @@ impl ApiServer {
         Ok(RunningDaemon { server: Server::start(&product("sriov-config-daemon")?, &arguments, &variables, log)? })
     }
 
+    /// Seconds of a processor that the API server used so far: what requests cost it, also on a machine with other work.
+    pub fn processor_seconds(&self) -> Result<f64> {
+        self.server.processor_seconds()
+    }
+
     /// Stops answering, as an API server that is away: its process is stopped, its port stays.
     pub fn freeze(&self) -> Result<()> {
         self.server.signal(Signal::STOP)
@@ -327,80 +295,8 @@ impl ApiServer {
     }
 }
 
-/// A running config daemon; killed on drop.
-#[derive(Debug)]
-pub struct RunningDaemon {
-    server: Server,
-}
-
-impl RunningDaemon {
-    /// What it logged so far.
-    pub fn log(&self) -> String {
-        fs::read_to_string(&self.server.log).unwrap_or_default()
-    }
-
-    /// Its process id.
-    pub fn pid(&self) -> u32 {
-        self.server.child.id()
-    }
-
-    /// Adds the end of its log to an error.
-    pub fn explain<T>(&self, result: Result<T>) -> Result<T> {
-        result.with_context(|| format!("the end of the daemon's log:\n{}", last_lines(&self.server.log, 30)))
-    }
-}
-
 fn is_node_rule(document: &str) -> bool {
     document.contains("kind: ValidatingAdmissionPolicy") && document.contains("name: sriov-network-config-daemon.")
-}
-
-/// A running operator; killed on drop.
-#[derive(Debug)]
-pub struct Operator {
-    server: Server,
-}
-
-impl Operator {
-    /// What it logged so far.
-    pub fn log(&self) -> String {
-        fs::read_to_string(&self.server.log).unwrap_or_default()
-    }
-
-    /// Fails when the API server refused it anything: its rights are to be exactly enough.
-    pub fn check_rights(&self) -> Result<()> {
-        let log = self.log();
-        let refused: Vec<_> = log.lines().filter(|line| line.contains("orbidden")).collect();
-        ensure!(refused.is_empty(), "the operator lacks rights:\n{}", refused.join("\n"));
-        Ok(())
-    }
-
-    /// The most memory that it had so far, in MB of 1,000,000 bytes.
-    pub fn peak_memory(&self) -> Result<f64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.server.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-        let kibibytes: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
-        Ok(kibibytes * 1024.0 / 1e6)
-    }
-
-    /// Adds the end of its log to an error.
-    pub fn explain<T>(&self, result: Result<T>) -> Result<T> {
-        result.with_context(|| format!("the end of the operator's log:\n{}", last_lines(&self.server.log, 20)))
-    }
-
-    /// Asks it to end and waits for it.
-    pub async fn stop(mut self) -> Result<()> {
-        let pid = i32::try_from(self.server.child.id()).ok().and_then(Pid::from_raw).context("no process id")?;
-        kill_process(pid, Signal::TERM)?;
-        let deadline = Instant::now() + Duration::from_secs(10);
-        loop {
-            if let Some(status) = self.server.child.try_wait()? {
-                ensure!(status.success(), "the operator ended with {status}:\n{}", last_lines(&self.server.log, 15));
-                return Ok(());
-            }
-            ensure!(Instant::now() < deadline, "the operator does not stop");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
 }
 
 /// Tries until it succeeds; fails with the last error and `what` after `limit`. Answers the time that it took.

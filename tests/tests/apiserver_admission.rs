@@ -13,7 +13,9 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Secret, Service};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Client, Resource, ResourceExt};
 use serde_json::{Value, json};
-use sriov_crds::{NetworkAttachmentDefinition, SriovNamespaceRule, SriovNetworkNodePolicy, SriovNetworkNodeState, SriovOperatorConfig, keys};
+use sriov_crds::{
+    NetworkAttachmentDefinition, SriovNamespaceRule, SriovNetworkNodePolicy, SriovNetworkNodeState, SriovNetworkPoolConfig, SriovOperatorConfig, keys,
+};
 use sriov_tests::apiserver::{ApiServer, Operator, User, eventually};
 
 const NAMESPACE: &str = "sriov-network-operator";
@@ -223,6 +225,17 @@ async fn other_kinds_are_judged(cluster: &Cluster) -> Result<()> {
     let configs: Api<SriovOperatorConfig> = cluster.ours();
     let other = json!({ "apiVersion": "sriovnetwork.openshift.io/v1", "kind": "SriovOperatorConfig", "metadata": { "name": "other" }, "spec": {} });
     cluster.expect_refused(&configs, other, "only the SriovOperatorConfig named default").await?;
+
+    // B21 of the field: nobody said that pools overlap until a drain waited for ever.
+    let pools: Api<SriovNetworkPoolConfig> = cluster.ours();
+    let pool = |name: &str, os: &str| {
+        let spec = json!({ "maxUnavailable": 1, "nodeSelector": { "matchLabels": { keys::OS_LABEL: os } } });
+        json!({ "apiVersion": "sriovnetwork.openshift.io/v1", "kind": "SriovNetworkPoolConfig", "metadata": { "name": name }, "spec": spec })
+    };
+    cluster.create(&pools, pool("first", "linux"), false).await?.map_err(anyhow::Error::msg)?;
+    cluster.expect_refused(&pools, pool("second", "linux"), "pool first has worker already").await?;
+    cluster.create(&pools, pool("second", "windows"), true).await?.map_err(anyhow::Error::msg)?;
+    pools.delete("first", &DeleteParams::default()).await?;
 
     let states: Api<SriovNetworkNodeState> = cluster.ours();
     let sync = |text: &str| Patch::Merge(json!({ "status": { "syncStatus": text } }));

@@ -447,11 +447,23 @@ async fn the_node_daemon_set_follows_the_configuration_under_one_leader() -> Res
     let default = [(keys::CAPABLE_LABEL, "true"), (keys::OS_LABEL, "linux")];
     selector(&default).await?;
     let daemon_set = daemon_sets.get(keys::NODE_DAEMON_SET).await?;
-    ensure!(daemon_set.owner_references().iter().any(|o| o.kind == "SriovOperatorConfig"), "no owner");
+    ensure!(daemon_set.owner_references().is_empty(), "it would go with its owner");
     let image = daemon_set.spec.template.spec.context("no pod")?.containers[0].image.clone();
     ensure!(image.as_deref() == Some("localhost/sriov-node:test"), "{image:?}");
     eventually(PROMPTLY, "the configuration is ready", async || {
         expect_ready(&configs.get("default").await?.status.context("no status")?.conditions, "True", "OperatorConfigReady")
+    })
+    .await?;
+
+    // As the DaemonSet controller would say it.
+    let rolling = json!({ "status": { "observedGeneration": 9, "desiredNumberScheduled": 3, "updatedNumberScheduled": 1,
+        "currentNumberScheduled": 3, "numberMisscheduled": 0, "numberReady": 3 } });
+    daemon_sets.patch_status(keys::NODE_DAEMON_SET, &PatchParams::default(), &Patch::Merge(rolling)).await?;
+    eventually(PROMPTLY, "the configuration tells the rollout", async || {
+        let conditions = configs.get("default").await?.status.context("no status")?.conditions;
+        let told = conditions.iter().find(|c| c.type_ == "Progressing").context("no Progressing")?;
+        ensure!(told.status == "True" && told.message.starts_with("1 of 3 nodes"), "{told:?}");
+        Ok(())
     })
     .await?;
 
@@ -479,7 +491,6 @@ async fn the_node_daemon_set_follows_the_configuration_under_one_leader() -> Res
     eprintln!("stop of the leader -> next leader: {} ms", took.as_millis());
     configs.delete("default", &DeleteParams::default()).await?;
     selector(&default).await?;
-    ensure!(daemon_sets.get(keys::NODE_DAEMON_SET).await?.owner_references().is_empty(), "an owner that is gone");
     second.check_rights()
 }
 

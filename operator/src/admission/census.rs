@@ -11,7 +11,8 @@ use serde::de::DeserializeOwned;
 use sriov_crds::node_state::SYNC_IN_PROGRESS;
 use sriov_crds::resolve::Policy;
 use sriov_crds::{
-    NetworkAttachmentDefinition, SriovNamespaceRule, SriovNamespaceRuleSpec, SriovNetworkNodePolicy, SriovNetworkNodeState, SriovOperatorConfig, keys,
+    NetworkAttachmentDefinition, SriovNamespaceRule, SriovNamespaceRuleSpec, SriovNetworkNodePolicy, SriovNetworkNodeState, SriovNetworkPoolConfig,
+    SriovOperatorConfig, keys,
 };
 
 use super::pods::{Attached, NetworkName};
@@ -76,9 +77,9 @@ pub(super) async fn resources(context: &Context) -> kube::Result<BTreeSet<String
     Ok(policies(context).await?.into_iter().map(|policy| format!("{prefix}/{}", policy.spec.resource_name)).collect())
 }
 
-pub(super) async fn take(context: &Context) -> kube::Result<Census> {
-    let config = namespaced::<SriovOperatorConfig>(context).get_opt(keys::DEFAULT_CONFIG).await?;
-    let selector = validate::node_selector(config.as_ref().map(|config| &config.spec.config_daemon_node_selector));
+/// The managed nodes by name, without what their daemons say.
+async fn managed(context: &Context, config: Option<&SriovOperatorConfig>) -> kube::Result<BTreeMap<String, Node>> {
+    let selector = validate::node_selector(config.map(|config| &config.spec.config_daemon_node_selector));
     let labels: Vec<_> = selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let mut nodes: BTreeMap<String, Node> = BTreeMap::new();
     let api = Api::<KubeNode>::all(context.client.clone());
@@ -91,9 +92,28 @@ pub(super) async fn take(context: &Context) -> kube::Result<Census> {
         }
         match page.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => params.continue_token = Some(token),
-            None => break,
+            None => return Ok(nodes),
         }
     }
+}
+
+/// The managed nodes, of which only the labels are known.
+pub(super) async fn labels(context: &Context) -> kube::Result<Vec<Node>> {
+    let config = namespaced::<SriovOperatorConfig>(context).get_opt(keys::DEFAULT_CONFIG).await?;
+    Ok(managed(context, config.as_ref()).await?.into_values().collect())
+}
+
+/// The stored pools but the one of this name. One that cannot be read selects nobody.
+pub(super) async fn pools(context: &Context, but: &str) -> kube::Result<Vec<SriovNetworkPoolConfig>> {
+    let mut pools = vec![];
+    let api: Api<DeserializeGuard<SriovNetworkPoolConfig>> = Api::namespaced(context.client.clone(), &context.settings.namespace);
+    pages(&api, ListParams::default(), |pool| pools.extend(pool.0.ok().filter(|pool| pool.name_any() != but))).await?;
+    Ok(pools)
+}
+
+pub(super) async fn take(context: &Context) -> kube::Result<Census> {
+    let config = namespaced::<SriovOperatorConfig>(context).get_opt(keys::DEFAULT_CONFIG).await?;
+    let mut nodes = managed(context, config.as_ref()).await?;
     let states: Api<DeserializeGuard<SriovNetworkNodeState>> = Api::namespaced(context.client.clone(), &context.settings.namespace);
     pages(&states, ListParams::default(), |state| {
         let Some(node) = nodes.get_mut(&state.name_any()) else { return };

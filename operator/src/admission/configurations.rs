@@ -17,8 +17,6 @@ use sriov_crds::keys;
 pub(super) const OPERATOR_CONFIGURATION: &str = "sriov-operator-webhook-config";
 /// The configuration that is about pods.
 pub(super) const INJECTOR_CONFIGURATION: &str = "network-resources-injector-config";
-/// Feature gate: pods that name networks are refused while the injector does not answer.
-pub(super) const GATE_MATCH_CONDITION: &str = "resourceInjectorMatchCondition";
 
 /// Path of the mutation of policies.
 pub(super) const MUTATE_POLICIES: &str = "/mutating-custom-resource";
@@ -53,7 +51,7 @@ pub(super) struct Wanted {
     pub webhook: bool,
     /// `enableInjector`.
     pub injector: bool,
-    /// Feature gate [`GATE_MATCH_CONDITION`].
+    /// Feature gate `resourceInjectorMatchCondition`.
     pub pods_fail_closed: bool,
     /// Rules of namespaces: name and selector.
     pub rules: Vec<(String, LabelSelector)>,

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use kube::core::DeserializeGuard;
-use sriov_crds::{SriovNetworkNodePolicy, SriovNetworkPoolConfigSpec, SriovNetworkSpec, SriovOperatorConfigSpec};
+use sriov_crds::{SriovNetworkNodePolicy, SriovNetworkPoolConfig, SriovNetworkPoolConfigSpec, SriovNetworkSpec, SriovOperatorConfigSpec};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -43,7 +43,7 @@ pub(super) async fn ours(context: &Context, request: &Request) -> Result<Answer,
     match request.kind.kind.as_str() {
         "SriovNetworkNodePolicy" => Ok(self::policy(context, request).await),
         "SriovOperatorConfig" => config(context, request).await,
-        "SriovNetworkPoolConfig" => Ok(pool(request)),
+        "SriovNetworkPoolConfig" => Ok(pool(context, request).await),
         "SriovNetwork" | "SriovIBNetwork" | "OVSNetwork" => network(context, request).await,
         _ => Ok(Answer::allow()),
     }
@@ -120,14 +120,31 @@ async fn config(context: &Context, request: &Request) -> Result<Answer, Unjudged
     Ok(Answer { warnings: settings::config_remarks(&spec), ..Answer::allow() })
 }
 
-fn pool(request: &Request) -> Answer {
+async fn pool(context: &Context, request: &Request) -> Answer {
     let spec: SriovNetworkPoolConfigSpec = match serde_json::from_value(request.object["spec"].clone()) {
         Ok(spec) => spec,
         Err(error) => return Answer::refuse(format!("spec could not be read: {error}")),
     };
-    match settings::pool(&spec) {
-        Ok(()) => Answer { warnings: settings::pool_remarks(&spec), ..Answer::allow() },
-        Err(why) => Answer::refuse(why),
+    if let Err(why) = settings::pool(&spec) {
+        return Answer::refuse(why);
+    }
+    let mut warnings = settings::pool_remarks(&spec);
+    if request.namespace != context.settings.namespace {
+        warnings.push(format!("only pools of namespace {} count", context.settings.namespace));
+        return Answer { warnings, ..Answer::allow() };
+    }
+    let look = async { Ok::<_, kube::Error>((census::pools(context, &request.name).await?, census::labels(context).await?)) };
+    match timeout(CENSUS, look).await {
+        Ok(Ok((others, nodes))) => {
+            let refusal = settings::overlap(&SriovNetworkPoolConfig::new(&request.name, spec), &others, &nodes);
+            Answer { refusal, warnings, ..Answer::allow() }
+        }
+        // As of policies: what could not be looked at refuses nothing, and the pool's condition says it later.
+        Ok(Err(error)) => Answer { warnings: [warnings, vec![format!("not known whether pools overlap: {error}")]].concat(), ..Answer::allow() },
+        Err(_) => Answer {
+            warnings: [warnings, vec!["not known whether pools overlap: the nodes could not be listed in time".to_owned()]].concat(),
+            ..Answer::allow()
+        },
     }
 }
 

@@ -20,9 +20,10 @@ use sriov_crds::conditions::{self, Outcome, namespace_rule as reason};
 use sriov_crds::{SriovNamespaceRule, SriovOperatorConfig, keys};
 
 use super::certificates;
-use super::configurations::{self, GATE_MATCH_CONDITION, INJECTOR_CONFIGURATION, OPERATOR_CONFIGURATION, Target, Wanted};
+use super::configurations::{self, INJECTOR_CONFIGURATION, OPERATOR_CONFIGURATION, Target, Wanted};
 use crate::cache::{Cache, Change, Key};
 use crate::context::Context;
+use crate::operator_config::gates;
 use crate::queue::{self, Next, Queue};
 use crate::resources::{self, RequestFailed};
 
@@ -136,7 +137,7 @@ fn wanted(config: Option<&SriovOperatorConfig>, caches: &Caches) -> Wanted {
     Wanted {
         webhook: config.spec.enable_operator_webhook,
         injector: config.spec.enable_injector,
-        pods_fail_closed: config.spec.feature_gates.get(GATE_MATCH_CONDITION).copied().unwrap_or(false),
+        pods_fail_closed: gates::is_on(&config.spec.feature_gates, gates::MATCH_CONDITION),
         rules: rules.map(|rule| (rule.name_any(), rule.spec.namespace_selector.clone())).collect(),
     }
 }

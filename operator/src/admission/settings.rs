@@ -2,7 +2,13 @@
 //! repeated only where an older CustomResourceDefinition would let it pass.
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use sriov_crds::{SriovNetworkPoolConfigSpec, SriovNetworkSpec, SriovOperatorConfigSpec, keys};
+use kube::ResourceExt;
+use sriov_crds::{SriovNetworkPoolConfig, SriovNetworkPoolConfigSpec, SriovNetworkSpec, SriovOperatorConfigSpec, keys};
+
+use super::policy::forecast::Node;
+use super::review::some_of;
+use crate::drain::pools::pools_of;
+use crate::operator_config::gates;
 
 /// Why an operator configuration is refused for its name; the others are ignored by the operator.
 pub(super) fn misplaced_config(name: &str, namespace: &str, operator_namespace: &str) -> Option<String> {
@@ -25,6 +31,7 @@ pub(super) fn config_remarks(spec: &SriovOperatorConfigSpec) -> Vec<String> {
     if spec.enable_ovs_offload {
         remarks.push("enableOvsOffload does nothing; it is accepted for compatibility".to_owned());
     }
+    remarks.extend(gates::remarks(&spec.feature_gates));
     remarks
 }
 
@@ -42,6 +49,18 @@ pub(super) fn pool(spec: &SriovNetworkPoolConfigSpec) -> Result<(), String> {
         }
     };
     if allowed { Ok(()) } else { Err("maxUnavailable must be a number from 0, or a percentage from 1% to 100%".to_owned()) }
+}
+
+/// Why a pool is refused for the sake of others: it selects a managed node that one of them has already. `others` has not the pool itself.
+pub(super) fn overlap(pool: &SriovNetworkPoolConfig, others: &[SriovNetworkPoolConfig], nodes: &[Node]) -> Option<String> {
+    let twice: Vec<(&Node, String)> = nodes
+        .iter()
+        .filter(|node| !pools_of([pool], &node.labels).is_empty())
+        .filter_map(|node| pools_of(others, &node.labels).first().map(|other| (node, other.name_any())))
+        .collect();
+    let (_, first) = twice.first()?;
+    let names: Vec<String> = twice.iter().filter(|(_, other)| other == first).map(|(node, _)| node.name.clone()).collect();
+    Some(format!("a node may be in one pool only: pool {first} has {} already; narrow one of the two selectors first", some_of(&names)))
 }
 
 /// What a pool says that is worth a second look.
@@ -95,6 +114,21 @@ mod tests {
         assert!(pool(&spec(offload)).is_err());
         assert!(pool_remarks(&spec(serde_json::json!({})))[0].contains("all nodes"));
         assert!(pool_remarks(&spec(serde_json::json!({ "maxUnavailable": 0 })))[0].contains("ever"));
+    }
+
+    #[test]
+    fn a_node_in_two_pools_is_refused_and_named() {
+        let pool = |name: &str, spec: serde_json::Value| SriovNetworkPoolConfig::new(name, serde_json::from_value(spec).unwrap());
+        let rack = |name: &str, rack: &str| pool(name, serde_json::json!({ "nodeSelector": { "matchLabels": { "rack": rack } } }));
+        let node = |name: &str, rack: &str| Node { name: name.into(), labels: [("rack".to_owned(), rack.to_owned())].into(), ..Node::default() };
+        let nodes = [node("a", "1"), node("b", "1"), node("c", "2")];
+        assert_eq!(overlap(&rack("new", "1"), &[rack("old", "2")], &nodes), None);
+        let why = overlap(&rack("new", "1"), &[rack("other", "2"), rack("old", "1")], &nodes).unwrap();
+        assert!(why.contains("pool old has a, b already"), "{why}");
+        assert!(overlap(&pool("all", serde_json::json!({})), &[rack("old", "2")], &nodes).unwrap().contains("has c already"));
+        assert_eq!(overlap(&rack("new", "3"), &[rack("old", "3")], &nodes), None, "no node is there yet");
+        let offload = pool("offload", serde_json::json!({ "ovsHardwareOffloadConfig": { "name": "m" } }));
+        assert_eq!(overlap(&offload, &[rack("old", "1")], &nodes), None, "it is not about nodes");
     }
 
     #[test]

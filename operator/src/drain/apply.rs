@@ -60,12 +60,12 @@ pub(super) async fn uncordon(context: &Context, name: &str) -> Result<(), Reques
 }
 
 async fn read(client: &Client, name: &str) -> Result<Node, RequestFailed> {
-    Api::all(client.clone()).get(name).await.map_err(|e| RequestFailed::new("read", "Node", name, e))
+    resources::answered(Api::all(client.clone()).get(name)).await.map_err(|e| RequestFailed::new("read", "Node", name, e))
 }
 
 async fn write(client: &Client, name: &str, verb: &'static str, patch: Value) -> Result<(), RequestFailed> {
     let api: Api<Node> = Api::all(client.clone());
     let params = PatchParams { field_manager: Some(keys::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    api.patch_metadata(name, &params, &Patch::Merge(patch)).await.map_err(|e| RequestFailed::new(verb, "Node", name, e))?;
+    resources::answered(api.patch_metadata(name, &params, &Patch::Merge(patch))).await.map_err(|e| RequestFailed::new(verb, "Node", name, e))?;
     Ok(())
 }

@@ -19,7 +19,7 @@ use super::{Drain, Subject};
 use crate::cache::Cache;
 use crate::context::Context;
 use crate::queue::Queue;
-use crate::resources::RequestFailed;
+use crate::resources::{RequestFailed, answered};
 
 /// Evictions of one node that are asked for at the same time.
 const AT_A_TIME: usize = 8;
@@ -127,7 +127,7 @@ async fn evict(context: &Context, pod: Leaving) -> (String, Result<Option<Answer
         return (called, Ok(Some(Answer::Going)));
     }
     let api: Api<Pod> = Api::namespaced(context.client.clone(), &pod.namespace);
-    let answer = match api.evict(&pod.name, &EvictParams::default()).await {
+    let answer = match answered(api.evict(&pod.name, &EvictParams::default())).await {
         Ok(_) => {
             tracing::info!(pod = called, "pod evicted");
             Ok(Some(Answer::Going))
@@ -158,7 +158,8 @@ async fn look_at_claims(context: &Context, drain: &Drain, scope: &Scope, pods: &
                 continue;
             }
             let api: Api<ResourceClaim> = Api::namespaced(context.client.clone(), &key.0);
-            let found = api.get_opt(&key.1).await.map_err(|e| RequestFailed::new("read", "ResourceClaim", &format!("{}/{}", key.0, key.1), e))?;
+            let found =
+                answered(api.get_opt(&key.1)).await.map_err(|e| RequestFailed::new("read", "ResourceClaim", &format!("{}/{}", key.0, key.1), e))?;
             drain.claims.borrow_mut().insert(key, found.as_ref().is_some_and(pods::has_vf));
         }
     }

@@ -52,6 +52,10 @@ impl Listener for Controller<'_> {
     }
 
     fn pool(&self, change: &Change<'_, PoolGuard>) {
+        // Of a pool that is not for nodes nothing else is done.
+        if let Some(pool) = change.new.filter(|pool| pool.finalizers().iter().any(|f| f == keys::POOL_FINALIZER)) {
+            self.queue.add(Subject::Pool(pool.name_any()));
+        }
         // A status, which is ours, changes nothing.
         let essence = |pool: Option<&PoolGuard>| {
             pool.map(|pool| pool.0.as_ref().map(|p| (p.spec.clone(), p.metadata.deletion_timestamp.is_some())).map_err(|e| e.error.clone()))

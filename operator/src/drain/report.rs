@@ -42,7 +42,7 @@ pub(super) async fn drained(context: &Context, state: &SriovNetworkNodeState, ou
         "status": { "conditions": ours },
     });
     let params = PatchParams::apply(keys::FIELD_MANAGER).force();
-    match api.patch_status(&name, &params, &Patch::Apply(status)).await {
+    match resources::answered(api.patch_status(&name, &params, &Patch::Apply(status))).await {
         Err(error) => Err(RequestFailed::new("write the status of", kind, &name, error)),
         Ok(_) => Ok(()),
     }

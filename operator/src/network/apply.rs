@@ -9,6 +9,7 @@ use super::build::{Desired, owner_ref};
 use super::gather;
 use super::kinds::Network;
 use super::validate::target;
+use crate::cache::Key;
 use crate::context::Context;
 use crate::resources::{self, RequestFailed};
 
@@ -39,8 +40,19 @@ pub(super) async fn give_up<N: Network>(context: &Context, network: &N) -> Resul
     let last = network.annotations().get(keys::LAST_NETWORK_NAMESPACE).filter(|last| !last.is_empty());
     let namespace = last.cloned().unwrap_or_else(|| target(network));
     remove(context, network, &namespace).await?;
-    let others: Vec<_> = network.finalizers().iter().filter(|f| *f != keys::NETWORK_FINALIZER).collect();
-    merge(context, network, json!({ "finalizers": others })).await
+    let api: Api<N> = Api::namespaced(context.client.clone(), &network.namespace().unwrap_or_default());
+    resources::release(&api, network, keys::NETWORK_FINALIZER).await
+}
+
+/// Deletes a NAD of ours whose network is not there any more: it went while no operator ran, or its finalizer was taken off by hand.
+pub(super) async fn orphan(context: &Context, key: &Key, owner_ref: &str) -> Result<(), RequestFailed> {
+    let Some(nad) = gather::nad(context, &key.namespace, &key.name).await? else { return Ok(()) };
+    let ours = nad.labels().get(keys::MANAGED_BY).is_some_and(|by| by == keys::FIELD_MANAGER);
+    if ours && nad.annotations().get(keys::NAD_OWNER_REF).is_some_and(|owner| owner == owner_ref) {
+        resources::delete(&nads(context, &key.namespace), KIND, &key.name).await?;
+        tracing::info!(%key, owner_ref, "network attachment definition without a network deleted");
+    }
+    Ok(())
 }
 
 /// Deletes the network's NAD of a namespace if it is the network's.

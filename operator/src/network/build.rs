@@ -31,7 +31,12 @@ pub(super) struct Desired {
 
 /// `Kind.group/namespace/name`, by which a NAD names its network.
 pub(super) fn owner_ref<N: Network>(network: &N) -> String {
-    format!("{}.{}/{}/{}", N::kind(&()), keys::GROUP, network.namespace().unwrap_or_default(), network.name_any())
+    owner_ref_of::<N>(&network.namespace().unwrap_or_default(), &network.name_any())
+}
+
+/// The same of a network that is not there.
+pub(super) fn owner_ref_of<N: Network>(namespace: &str, name: &str) -> String {
+    format!("{}.{}/{namespace}/{name}", N::kind(&()), keys::GROUP)
 }
 
 pub(super) fn desired<N: Network>(network: &N, wanted: Wanted, found: &Found, settings: &Settings) -> Result<Desired, Refusal> {
@@ -64,6 +69,7 @@ fn nad<N: Network>(network: &N, wanted: Wanted, settings: &Settings) -> Value {
     let mut metadata = json!({
         "name": name,
         "namespace": namespace,
+        "labels": { keys::MANAGED_BY: keys::FIELD_MANAGER },
         "annotations": {
             keys::NAD_RESOURCE_NAME: format!("{}/{}", settings.resource_prefix, network.resource_name()),
             keys::NAD_OWNER_REF: owner_ref(network),

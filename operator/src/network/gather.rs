@@ -12,7 +12,7 @@ use super::kinds::Network;
 use super::validate::Wanted;
 use crate::cache::{Cache, Key};
 use crate::context::Context;
-use crate::resources::RequestFailed;
+use crate::resources::{RequestFailed, answered};
 
 /// What is there now.
 #[derive(Debug, Default)]
@@ -46,5 +46,5 @@ pub(super) async fn found(context: &Context, namespaces: &Cache<PartialObjectMet
 pub(super) async fn nad(context: &Context, namespace: &str, name: &str) -> Result<Option<DynamicObject>, RequestFailed> {
     let resource = ApiResource::erase::<NetworkAttachmentDefinition>(&());
     let api: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), namespace, &resource);
-    api.get_opt(name).await.map_err(|e| RequestFailed::new("read", &resource.kind, &Key::new(namespace, name), e))
+    answered(api.get_opt(name)).await.map_err(|e| RequestFailed::new("read", &resource.kind, &Key::new(namespace, name), e))
 }

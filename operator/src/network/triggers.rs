@@ -33,6 +33,12 @@ pub(super) fn networks_of_nad(change: &Change<'_, PartialObjectMeta<NetworkAttac
     keys
 }
 
+/// The network that a NAD of ours names, and the NAD.
+pub(super) fn made_for(nad: &PartialObjectMeta<NetworkAttachmentDefinition>) -> Option<(String, Key)> {
+    nad.labels().get(keys::MANAGED_BY).filter(|by| *by == keys::FIELD_MANAGER)?;
+    Some((nad.annotations().get(keys::NAD_OWNER_REF)?.clone(), Key::of(nad)))
+}
+
 /// Of `Kind.group/namespace/name`.
 fn owner_key(owner_ref: &str) -> Option<Key> {
     let mut parts = owner_ref.split('/').skip(1);

@@ -14,7 +14,7 @@ use crate::resources::{self, RequestFailed};
 const KIND: &str = "SriovNetworkNodeState";
 
 pub(super) async fn node_state(context: &Context, name: &str, desired: &Desired) -> Result<(), RequestFailed> {
-    let Desired { spec, create, keep, delete, again: _, held_by: _ } = desired;
+    let Desired { spec, create, keep, delete, again: _, disown, held_by: _ } = desired;
     let api: Api<SriovNetworkNodeState> = Api::namespaced(context.client.clone(), &context.settings.namespace);
     if let Some(spec) = spec.as_ref().filter(|_| *create) {
         return create_state(&api, name, spec, context.settings.external_drainer).await;
@@ -32,6 +32,10 @@ pub(super) async fn node_state(context: &Context, name: &str, desired: &Desired)
     };
     if let Some(until) = until {
         resources::merge_metadata(&api, KIND, name, json!({ "annotations": { keys::KEEP_STATE_UNTIL: until } })).await?;
+    }
+    if *disown {
+        // The configuration is the only owner that the Go operator gives a node state.
+        resources::merge_metadata(&api, KIND, name, json!({ "ownerReferences": null })).await?;
     }
     if *delete {
         resources::delete(&api, KIND, name).await?;
@@ -53,9 +57,9 @@ async fn create_state(
     let metadata = ObjectMeta { name: Some(name.to_owned()), annotations: Some(annotations), ..ObjectMeta::default() };
     let state = SriovNetworkNodeState { metadata, spec: spec.clone(), status: None };
     let params = PostParams { field_manager: Some(keys::FIELD_MANAGER.to_owned()), ..PostParams::default() };
-    match api.create(&params, &state).await {
+    match resources::answered(api.create(&params, &state)).await {
         // Made a moment ago, and the cache does not show it yet; its own event leads here again.
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(()),
         Err(error) => Err(RequestFailed::new("create", KIND, name, error)),
         Ok(_) => Ok(()),
     }

@@ -25,6 +25,8 @@ pub(super) struct Desired {
     pub delete: bool,
     /// When to look again although nothing changed.
     pub again: Option<Timestamp>,
+    /// Whether the operator configuration owns the node state, as the Go operator left it; it would go with it.
+    pub disown: bool,
     /// Malformed policies because of which the spec stays as it is.
     pub held_by: Vec<String>,
 }
@@ -43,8 +45,9 @@ pub(super) enum Keep {
 
 pub(super) fn desired(node: &Node, now: Timestamp, stale_state_delay: Duration) -> Desired {
     let until = node.state.as_ref().and_then(|s| s.annotations().get(keys::KEEP_STATE_UNTIL));
+    let disown = node.state.iter().flat_map(|s| s.owner_references()).any(|owner| owner.kind == "SriovOperatorConfig");
     if !node.selected {
-        return if node.state.is_some() { left(until, now, stale_state_delay) } else { Desired::default() };
+        return if node.state.is_some() { Desired { disown, ..left(until, now, stale_state_delay) } } else { Desired::default() };
     }
     let keep = if until.is_some() { Keep::Clear } else { Keep::Leave };
     let held_by = held_by(node);
@@ -56,7 +59,7 @@ pub(super) fn desired(node: &Node, now: Timestamp, stale_state_delay: Duration) 
         (None, Some(_)) => None,
     };
     let spec = wanted.filter(|wanted| node.state.as_ref().is_none_or(|state| state.spec != *wanted));
-    Desired { spec, create: node.state.is_none(), keep, held_by, ..Desired::default() }
+    Desired { spec, create: node.state.is_none(), keep, disown, held_by, ..Desired::default() }
 }
 
 /// A node that is not selected any more keeps its state for a while, because it may come back.

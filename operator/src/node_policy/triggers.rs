@@ -46,7 +46,7 @@ pub(super) fn nodes_of_policy(
 pub(super) fn state_matters(change: &Change<'_, DeserializeGuard<SriovNetworkNodeState>>) -> bool {
     let (Some(old), Some(new)) = (change.old, change.new) else { return true };
     let annotation = |state: &DeserializeGuard<SriovNetworkNodeState>| state.annotations().get(KEEP_STATE_UNTIL).cloned();
-    if annotation(old) != annotation(new) {
+    if annotation(old) != annotation(new) || old.owner_references() != new.owner_references() {
         return true;
     }
     match (&old.0, &new.0) {

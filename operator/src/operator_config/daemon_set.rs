@@ -1,7 +1,8 @@
 //! Pure: the node DaemonSet: an init container that puts the CNI plugin in place, the config daemon, and the device plugin.
 //!
 //! Invariants: nothing is privileged; each container has the capabilities and the parts of the host that it needs and no others; only the
-//! config daemon has cluster credentials, the device plugin has none.
+//! config daemon has cluster credentials, the device plugin has none. It has no owner: deleting the operator configuration means the defaults, and
+//! takes no daemon away from nodes that have VFs.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -14,9 +15,8 @@ use k8s_openapi::api::core::v1::{
     VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use kube::Resource;
 use sriov_crds::{SriovOperatorConfig, SriovOperatorConfigSpec, keys};
 
 use crate::context::Settings;
@@ -66,8 +66,13 @@ const SYSTEMD_FOLDERS: [HostFolder; 2] = [
     HostFolder { volume: "host-programs", path: "/var/lib/sriov", create: true },
     HostFolder { volume: "systemd-units", path: "/etc/systemd/system", create: true },
 ];
-/// The value of `configurationMode` that adds it.
+/// What is added for `useCDI`: where container runtimes look for specs of devices.
+const CDI: HostFolder = HostFolder { volume: "cdi", path: "/var/run/cdi", create: true };
+/// The value of `configurationMode` that adds the folders of systemd.
 const SYSTEMD: &str = "systemd";
+
+/// Init container of systemd mode.
+pub(super) const INSTALL_UNIT: &str = "install-unit";
 
 /// The DaemonSet for this configuration; `None` is the defaults.
 pub(super) fn build(config: Option<&SriovOperatorConfig>, settings: &Settings) -> DaemonSet {
@@ -77,7 +82,6 @@ pub(super) fn build(config: Option<&SriovOperatorConfig>, settings: &Settings) -
             name: Some(keys::NODE_DAEMON_SET.to_owned()),
             namespace: Some(settings.namespace.clone()),
             labels: Some(labels.clone()),
-            owner_references: config.and_then(owner).map(|owner| vec![owner]),
             ..ObjectMeta::default()
         },
         spec: DaemonSetSpec {
@@ -99,10 +103,6 @@ pub(super) fn build(config: Option<&SriovOperatorConfig>, settings: &Settings) -
     }
 }
 
-fn owner(config: &SriovOperatorConfig) -> Option<OwnerReference> {
-    config.controller_owner_ref(&()).map(|owner| OwnerReference { block_owner_deletion: None, ..owner })
-}
-
 fn pod(config: Option<&SriovOperatorConfig>, settings: &Settings) -> PodSpec {
     let spec = config.map(|c| &c.spec);
     let systemd = mode(spec) == SYSTEMD;
@@ -118,8 +118,8 @@ fn pod(config: Option<&SriovOperatorConfig>, settings: &Settings) -> PodSpec {
         host_network: Some(true),
         image_pull_secrets: Some(secrets).filter(|s| !s.is_empty()),
         init_containers: Some([install_cni(settings)].into_iter().chain(systemd.then(|| install_unit(settings))).collect()),
-        containers: vec![config_daemon(spec, settings), device_plugin(settings)],
-        volumes: Some(volumes(settings, systemd)),
+        containers: vec![config_daemon(spec, settings), device_plugin(uses_cdi(spec), settings)],
+        volumes: Some(volumes(settings, systemd, uses_cdi(spec))),
         ..PodSpec::default()
     }
 }
@@ -163,11 +163,15 @@ fn install_cni(settings: &Settings) -> Container {
 fn install_unit(settings: &Settings) -> Container {
     let command = ["/sriov-config-daemon", "install-unit", "--from", "/sriov-config-daemon", "--root", "/host"];
     let mounts = vec![mount("host-programs", "/host/var/lib/sriov", false), mount("systemd-units", "/host/etc/systemd/system", false)];
-    container("install-unit", settings, &command, security(&[]), mounts)
+    container(INSTALL_UNIT, settings, &command, security(&[]), mounts)
 }
 
 fn mode(spec: Option<&SriovOperatorConfigSpec>) -> &str {
     spec.and_then(|s| s.configuration_mode.as_deref()).unwrap_or("daemon")
+}
+
+fn uses_cdi(spec: Option<&SriovOperatorConfigSpec>) -> bool {
+    spec.is_some_and(|s| s.use_cdi)
 }
 
 fn config_daemon(spec: Option<&SriovOperatorConfigSpec>, settings: &Settings) -> Container {
@@ -241,8 +245,8 @@ fn probe(path: &str, added: Option<&BTreeMap<String, String>>) -> Probe {
     }
 }
 
-fn device_plugin(settings: &Settings) -> Container {
-    let command = [
+fn device_plugin(cdi: bool, settings: &Settings) -> Container {
+    let mut command = vec![
         "/sriov-device-plugin",
         "--config-file",
         PLUGIN_CONFIG,
@@ -253,9 +257,12 @@ fn device_plugin(settings: &Settings) -> Container {
         "--http-address",
         "0.0.0.0:9808",
     ];
+    if cdi {
+        command.push("--use-cdi");
+    }
     // With these it knows which VFs pods have, and which pods those are.
     let netns = VolumeMount { mount_propagation: Some("HostToContainer".to_owned()), ..mount("netns", "/host/run/netns", true) };
-    let mounts = vec![
+    let mut mounts = vec![
         mount("cni-state", "/host/var/lib/cni/sriov", true),
         netns,
         mount("pod-resources", "/var/lib/kubelet/pod-resources", true),
@@ -265,6 +272,9 @@ fn device_plugin(settings: &Settings) -> Container {
         mount("plugins-registry", "/var/lib/kubelet/plugins_registry", false),
         mount("device-info", "/var/run/k8s.cni.cncf.io/devinfo/dp", false),
     ];
+    if cdi {
+        mounts.push(mount(CDI.volume, CDI.path, false));
+    }
     container("device-plugin", settings, &command, security(&[]), mounts)
 }
 
@@ -272,7 +282,7 @@ fn mount(volume: &str, path: &str, read_only: bool) -> VolumeMount {
     VolumeMount { name: volume.to_owned(), mount_path: path.to_owned(), read_only: Some(true).filter(|_| read_only), ..VolumeMount::default() }
 }
 
-fn volumes(settings: &Settings, systemd: bool) -> Vec<Volume> {
+fn volumes(settings: &Settings, systemd: bool, cdi: bool) -> Vec<Volume> {
     let host = |volume: &str, path: &str, create: bool| Volume {
         name: volume.to_owned(),
         host_path: Some(HostPathVolumeSource {
@@ -281,7 +291,8 @@ fn volumes(settings: &Settings, systemd: bool) -> Vec<Volume> {
         }),
         ..Volume::default()
     };
-    let folders = FOLDERS.iter().chain(SYSTEMD_FOLDERS.iter().filter(|_| systemd)).map(|folder| host(folder.volume, folder.path, folder.create));
+    let chosen = FOLDERS.iter().chain(SYSTEMD_FOLDERS.iter().filter(|_| systemd)).chain(Some(&CDI).filter(|_| cdi));
+    let folders = chosen.map(|folder| host(folder.volume, folder.path, folder.create));
     folders.chain([host("cni-bin", &settings.cni_bin_path, true), credentials()]).collect()
 }
 
@@ -359,7 +370,10 @@ mod tests {
 
     #[test]
     fn every_mount_has_a_volume_and_every_volume_a_mount() {
-        let daemon_set = run(&Input { config: None, image_pull_secrets: vec![] });
+        let everything = SriovOperatorConfigSpec { use_cdi: true, configuration_mode: Some(SYSTEMD.into()), ..SriovOperatorConfigSpec::default() };
+        let config = SriovOperatorConfig::new("default", everything);
+        let daemon_set = run(&Input { config: Some(config), image_pull_secrets: vec![] });
+        assert!(daemon_set.metadata.owner_references.is_none(), "B24 of the field: its daemons went with the configuration");
         let pod = daemon_set.spec.template.spec.unwrap();
         let containers = || pod.containers.iter().chain(pod.init_containers.iter().flatten());
         let mut mounted: Vec<_> = containers().flat_map(|c| c.volume_mounts.iter().flatten()).map(|m| m.name.as_str()).collect();
