@@ -23,6 +23,8 @@ use std::time::Duration;
 
 use clap::Args;
 
+pub(crate) use certificates::ROTATE_AT;
+pub(crate) use configurations::{INJECTOR_CONFIGURATION, OPERATOR_CONFIGURATION};
 pub use publish::run;
 
 use crate::context::Context;

@@ -10,6 +10,7 @@ pub mod cache;
 pub mod context;
 pub mod drain;
 pub mod fleet;
+pub mod installation;
 pub mod lease;
 pub mod metrics;
 pub mod network;

@@ -12,7 +12,7 @@ use sriov_operator::context::{Context, Settings};
 use sriov_operator::fleet::{Fleet, Listener};
 use sriov_operator::lease::Leadership;
 use sriov_operator::probes::{self, Health, Phase};
-use sriov_operator::{admission, drain, network, node_policy, operator_config};
+use sriov_operator::{admission, drain, installation, network, node_policy, operator_config};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -32,7 +32,18 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Runs until told to stop. Inside a cluster with the pod's ServiceAccount, outside with KUBECONFIG.
-    Run(Run),
+    Run(Box<Run>),
+    /// Brings the CustomResourceDefinitions up to date and ends. A NAD kind that is there stays as it is.
+    ApplyCrds,
+    /// Takes away what the operator made, once it has ended. Policies, networks, VFs and running pods stay.
+    Uninstall {
+        /// The operator's namespace.
+        #[arg(long, env = "NAMESPACE")]
+        namespace: String,
+        /// Secret with the certificates of the admission server; one that somebody else made stays.
+        #[arg(long, env = "ADMISSION_CONTROLLERS_CERTIFICATES_OPERATOR_SECRET_NAME", default_value = "operator-webhook-cert")]
+        webhook_secret: String,
+    },
 }
 
 #[derive(Args)]
@@ -75,10 +86,18 @@ struct Run {
 }
 
 fn main() -> Result<()> {
-    let Command::Run(run) = Arguments::parse().command;
+    let command = Arguments::parse().command;
     let (filter, log) = reload::Layer::new(log_filter(None));
     tracing_subscriber::registry().with(filter).with(fmt::layer().with_writer(std::io::stderr).with_ansi(false)).init();
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(start(run, log))
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+        match command {
+            Command::Run(run) => start(*run, log).await,
+            Command::ApplyCrds => Ok(installation::apply_crds(Client::try_default().await?).await?),
+            Command::Uninstall { namespace, webhook_secret } => {
+                Ok(installation::uninstall(&Client::try_default().await?, &namespace, &webhook_secret).await?)
+            }
+        }
+    })
 }
 
 /// `RUST_LOG`, or info; on top of it what the operator configuration says of this program (0 to 2).

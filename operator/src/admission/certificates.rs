@@ -19,7 +19,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
 /// On our Secret: when to move on to the next generation. A Secret without it belongs to someone else and is only read.
-pub(super) const ROTATE_AT: &str = "sriovnetwork.openshift.io/certificate-rotate-at";
+pub(crate) const ROTATE_AT: &str = "sriovnetwork.openshift.io/certificate-rotate-at";
 /// Clocks of machines differ.
 const CLOCK_SKEW: Duration = Duration::from_hours(1);
 

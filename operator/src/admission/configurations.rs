@@ -14,9 +14,9 @@ use kube::api::ObjectMeta;
 use sriov_crds::keys;
 
 /// Both configurations that are about our kinds.
-pub(super) const OPERATOR_CONFIGURATION: &str = "sriov-operator-webhook-config";
+pub(crate) const OPERATOR_CONFIGURATION: &str = "sriov-operator-webhook-config";
 /// The configuration that is about pods.
-pub(super) const INJECTOR_CONFIGURATION: &str = "network-resources-injector-config";
+pub(crate) const INJECTOR_CONFIGURATION: &str = "network-resources-injector-config";
 
 /// Path of the mutation of policies.
 pub(super) const MUTATE_POLICIES: &str = "/mutating-custom-resource";
