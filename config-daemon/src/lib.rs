@@ -18,6 +18,7 @@ pub mod api;
 pub mod apply;
 pub mod boot;
 pub mod desired;
+pub mod distribution;
 pub mod doctor;
 pub mod handshake;
 pub mod health;

@@ -13,6 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use sriov_config_daemon::apply::apply;
 use sriov_config_daemon::boot::{install_unit, restore};
 use sriov_config_daemon::desired::Desired;
+use sriov_config_daemon::distribution;
 use sriov_config_daemon::doctor::diagnose;
 use sriov_config_daemon::health::{CountRequests, serve};
 use sriov_config_daemon::install::{Installed, install_cni};
@@ -119,6 +120,9 @@ struct Run {
     /// What happens when somebody changes the machine after it was configured.
     #[arg(long, env = "SRIOV_DRIFT_POLICY", value_enum, default_value_t = Drift::Repair)]
     drift: Drift,
+    /// Folder into which the chart puts the CNI plugin; told when this machine's distribution looks for plugins elsewhere.
+    #[arg(long, env = "SRIOV_CNI_BIN_PATH")]
+    cni_bin_path: Option<String>,
     /// "systemd" lets the unit of systemd mode apply at boot what this node was last asked for.
     #[arg(long, env = "CONFIGURATION_MODE", default_value = "daemon")]
     configuration_mode: String,
@@ -262,7 +266,11 @@ fn observe(machine: &MachineArgs, output: Output) -> anyhow::Result<ExitCode> {
 fn doctor(machine: &MachineArgs) -> anyhow::Result<ExitCode> {
     let linux = machine.open();
     let observed = Observed { supported_nics: linux.store().kept_nics()?, ..linux.observe()? };
-    let findings = diagnose(&observed, &sriov_host::nic::platform(&Host::at(&machine.root)));
+    let host = Host::at(&machine.root);
+    if let Some(found) = distribution::detect(host.sysfs()) {
+        print(&format!("{found}\n"))?;
+    }
+    let findings = diagnose(&observed, &sriov_host::nic::platform(&host));
     if findings.is_empty() {
         print("nothing stands in the way of VFs on this machine\n")?;
     }
@@ -334,6 +342,7 @@ fn run(args: &Run) -> anyhow::Result<ExitCode> {
                 None => std::future::pending().await,
             }
         };
+        tell_distribution(args);
         let machine = args.machine.open();
         machine.store().set_systemd_mode(args.configuration_mode == "systemd")?;
         tokio::select! {
@@ -346,6 +355,19 @@ fn run(args: &Run) -> anyhow::Result<ExitCode> {
     // A step that is under way may end; the next is not begun when the process ends here, and a restart goes on from whatever is then so.
     runtime.shutdown_timeout(Duration::from_secs(2));
     ended.map(|()| ExitCode::SUCCESS)
+}
+
+/// Says which distribution was found on this machine, and whether the chart was installed for another.
+fn tell_distribution(args: &Run) {
+    match distribution::detect(Host::at(&args.machine.root).sysfs()) {
+        None => info!("no known distribution was found; CNI plugin in {}", args.cni_bin_path.as_deref().unwrap_or("/opt/cni/bin")),
+        Some(found) => {
+            info!("found {found}");
+            if let Some(objection) = args.cni_bin_path.as_deref().and_then(|folder| found.objection(folder)) {
+                tracing::warn!("{objection}");
+            }
+        }
+    }
 }
 
 impl Run {

@@ -193,6 +193,8 @@ fn config_daemon(spec: Option<&SriovOperatorConfigSpec>, settings: &Settings) ->
         value("RESOURCE_PREFIX", &settings.resource_prefix),
         value(HTTP_ADDRESS.0, HTTP_ADDRESS.1),
         value("CONFIGURATION_MODE", mode(spec)),
+        // So that it can tell when the machine's distribution looks for plugins elsewhere.
+        value("SRIOV_CNI_BIN_PATH", &settings.cni_bin_path),
     ];
     for (name, text) in added.into_iter().flatten() {
         // A list with a name twice cannot be applied; the user's choice counts.
