@@ -187,7 +187,12 @@ fn output<T: Serialize>(cli: &Cli, view: &T, text: impl FnOnce(&T) -> String) ->
 }
 
 fn policies(file: &Path) -> Result<Vec<SriovNetworkNodePolicy>> {
-    let objects = documents(file)?.into_iter().filter(|object| object["kind"] == "SriovNetworkNodePolicy");
+    // `kubectl get -o yaml` writes a list.
+    let flat = |mut object: Value| match object["items"].as_array_mut() {
+        Some(items) => std::mem::take(items),
+        None => vec![object],
+    };
+    let objects = documents(file)?.into_iter().flat_map(flat).filter(|object| object["kind"] == "SriovNetworkNodePolicy");
     let policies = objects.map(|object| SriovNetworkNodePolicy::deserialize(object).with_context(|| format!("{} is not a policy", file.display())));
     let policies = policies.collect::<Result<Vec<_>>>()?;
     if policies.is_empty() {

@@ -25,6 +25,8 @@ pub struct Plan {
     pub changes: Vec<Change>,
     /// Nodes for which nothing would change.
     pub unchanged: Vec<String>,
+    /// Managed nodes that have not told what they have, so that nothing can be said of them.
+    pub unknown: Vec<String>,
 }
 
 /// What would change on one PF.
@@ -60,6 +62,10 @@ pub fn plan(snapshot: &Snapshot, wanted: &[SriovNetworkNodePolicy]) -> Plan {
     nodes.sort_by_key(|node| node.metadata.name.clone());
     for node in nodes {
         let name = node.metadata.name.clone().unwrap_or_default();
+        if snapshot.state(&name).is_none_or(|state| state.status.is_none()) {
+            view.unknown.push(name);
+            continue;
+        }
         let labels = node.metadata.labels.clone().unwrap_or_default();
         let selecting: Vec<Policy> = read.iter().filter(|policy| resolve::selects(&policy.spec.node_selector, &labels)).cloned().collect();
         let changes = node_changes(snapshot, &name, &selecting);
@@ -135,6 +141,11 @@ impl Plan {
         }
         if !self.unchanged.is_empty() {
             _ = writeln!(text, "unchanged: {}", self.unchanged.join(", "));
+        }
+        for node in &self.unknown {
+            let line = format!("unknown: {node} has not told what it has; `kubectl sriov doctor node/{node}` says why");
+            text += &style.paint(Tone::Warning, &line);
+            text.push('\n');
         }
         if text.is_empty() { "no node is managed\n".to_owned() } else { text }
     }
