@@ -53,6 +53,11 @@ impl<'a> Cluster<'a> {
         Self { lab }
     }
 
+    /// Puts Multus on the nodes, and nothing of ours.
+    pub fn install_multus(&self) -> Result<()> {
+        multus::install(self)
+    }
+
     /// Puts Multus on the nodes, applies the CRDs and deploy/, and waits for the operator.
     pub fn install(&self) -> Result<()> {
         multus::install(self)?;

@@ -21,6 +21,7 @@ pub mod process;
 pub mod protocol;
 pub mod qmp;
 pub mod run_dir;
+pub mod script;
 pub mod signals;
 pub mod topology;
 pub mod vm;

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -88,7 +89,13 @@ fn lab_build() -> Result<PathBuf> {
 /// Builds our programs if they changed, for use on this machine, and gives the path of one. All of them at once, as `cargo xtask lab-build` does: a
 /// smaller choice has other features of the dependencies, which would be compiled once more.
 pub fn product(binary: &str) -> Result<PathBuf> {
-    cargo(&["build", "--quiet", "--workspace", "--features", "sriov-tests/lab-vm,sriov-tests/lab-cluster", "--bins", "--tests"])?;
+    static BUILT: Mutex<bool> = Mutex::new(false);
+    // Once in a process: nobody changes the sources under a test that runs, and asking cargo takes seconds.
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    if !*built {
+        cargo(&["build", "--quiet", "--workspace", "--features", "sriov-tests/lab-vm,sriov-tests/lab-cluster", "--bins", "--tests"])?;
+        *built = true;
+    }
     // A test program is <target>/<triple>/debug/deps/<name>; the binaries of all packages are one folder up.
     let test = std::env::current_exe()?;
     let folder = test.parent().filter(|folder| folder.ends_with("deps")).and_then(Path::parent).or(test.parent());

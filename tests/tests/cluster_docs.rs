@@ -1,0 +1,249 @@
+//! I/O, tier 3: the documentation as a new user follows it: each page's commands, from the page itself, on a cluster that has Multus and nothing of ours.
+//!
+//! The tests run in the order of docs/README.md on one lab with one node; real Helm installs, upgrades, uninstalls and installs the chart again.
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::Value;
+use sriov_tests::cluster::objects::OPERATOR_NAMESPACE;
+use sriov_tests::cluster::{Cluster, PATIENCE, VfSnapshot, same};
+use sriov_tests::lab::Lab;
+use sriov_tests::lab::artifacts::workspace;
+use sriov_tests::lab::topology::{Node, Topology, WIRE_BRIDGE};
+use sriov_tests::pages::Page;
+
+sriov_tests::lab_tests! {
+    Topology::cluster([Node { kernel_arguments: vec!["hugepages=16".to_owned()], ..Node::new(1) }]);
+    the_chart_installs_as_the_page_says,
+    every_preset_is_accepted_by_the_api_server,
+    the_operator_exports_what_the_page_lists,
+    the_first_policy_gives_the_first_pod_a_vf,
+    a_pod_has_a_macvlan_and_an_sriov_network_at_once,
+    addresses_come_from_the_plugin_that_the_network_names,
+    a_pod_gets_vfs_and_huge_pages_for_a_userspace_driver,
+    a_pod_gets_vfs_of_two_pfs,
+    a_nic_is_added_to_the_list,
+    kubectl_sriov_tells_what_is_there,
+    what_does_not_work_is_named_with_its_cure,
+    an_upgrade_brings_the_kinds_up_to_date_and_leaves_a_running_pod_its_vf,
+    another_operator_is_replaced_under_a_running_pod,
+}
+
+const NODE: &str = "node1";
+const CRD: &str = "sriovnetworknodepolicies.sriovnetwork.openshift.io";
+/// In the policy's schema; taken out to stand for an older version of the kind.
+const FIELD: &str = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/excludeTopology";
+
+/// What differs between clusters, as the pages call it.
+const NAMES: [(&str, &str); 6] = [
+    ("SOURCE", concat!(env!("CARGO_MANIFEST_DIR"), "/..")),
+    ("NODE", NODE),
+    ("PF", "enp1s0"),
+    ("SECOND_PF", "enp2s0"),
+    ("DEVICE", "cni0"),
+    ("IMAGE", "localhost/busybox:lab"),
+];
+
+/// Everything that a running pod must keep: itself and its VF.
+#[derive(Debug, PartialEq)]
+struct Kept {
+    uid: Option<String>,
+    restarts: Vec<i32>,
+    device: String,
+    vf: VfSnapshot,
+}
+
+fn kept(cluster: &Cluster<'_>, name: &str) -> Result<Kept> {
+    let pod = cluster.get::<Pod>("default", "pod", name)?.with_context(|| format!("there is no pod {name}"))?;
+    let restarts = pod.status.and_then(|status| status.container_statuses).unwrap_or_default().iter().map(|c| c.restart_count).collect();
+    let device = cluster.devices_of(name, "fast")?.pop().context("the pod has no VF")?;
+    let vf = cluster.vf(1, "enp1s0", cluster.index_of(1, "enp1s0", &device)?)?;
+    cluster.exec(name, &["ip", "addr", "show", "dev", "net1"])?;
+    Ok(Kept { uid: pod.metadata.uid, restarts, device, vf })
+}
+
+/// uids of the node DaemonSet's pods.
+fn daemons(cluster: &Cluster<'_>) -> Result<Vec<Option<String>>> {
+    Ok(cluster.node_pods(NODE)?.into_iter().map(|pod| pod.metadata.uid).collect())
+}
+
+fn wait_new_daemon(cluster: &Cluster<'_>, before: &[Option<String>]) -> Result<()> {
+    cluster.wait("the daemon's pod is a new one", PATIENCE, || {
+        let now = daemons(cluster)?;
+        Ok((now.len() == 1 && now != before).then_some(()))
+    })?;
+    cluster.wait_allocatable(NODE, "fast", 4, PATIENCE)?;
+    cluster.wait_ready(NODE, "True").map(drop)
+}
+
+fn the_chart_installs_as_the_page_says(lab: &mut Lab) -> Result<()> {
+    Cluster::of(lab).install_multus()?;
+    let said = Page::read("install.md")?.run(lab, &NAMES)?;
+    let node = said.last().context("no output")?;
+    ensure!(node.contains("enp1s0 0000:01:00.0, igb"), "kubectl sriov node does not show the PF:\n{node}");
+    let cluster = Cluster::of(lab);
+    let nads = cluster.kubectl(&["get", "crd", "network-attachment-definitions.k8s.cni.cncf.io", "-o", "name"])?;
+    ensure!(nads.contains("network-attachment"), "the chart did not bring the NAD kind where nobody else did");
+    // Hooks and their rights are gone again.
+    let roles = cluster.kubectl(&["get", "clusterroles", "-o", "name"])?;
+    ensure!(!roles.contains("sriov-network-operator-crds"), "the rights of the hook stay:\n{roles}");
+    Ok(())
+}
+
+fn every_preset_is_accepted_by_the_api_server(lab: &mut Lab) -> Result<()> {
+    for preset in ["k3s", "rke2", "kubespray", "kubeadm"] {
+        let script = format!(
+            "helm template sriov-network-operator \"$SOURCE/deploy/chart\" --namespace {OPERATOR_NAMESPACE} --values \"$SOURCE/deploy/values-{preset}.yaml\" \
+             --set sriovOperatorConfig.deploy=true,grafanaDashboard.enabled=true --no-hooks --kube-version 1.36.0 2>/dev/null \
+             | kubectl apply --server-side --dry-run=server --force-conflicts --validate=strict -f -"
+        );
+        let said = lab.script(&script, &NAMES).with_context(|| format!("preset {preset}"))?;
+        for object in ["deployment.apps/sriov-network-operator", "configmap/sriov-dashboard"] {
+            ensure!(said.contains(object), "preset {preset} has no {object}:\n{said}");
+        }
+    }
+    Ok(())
+}
+
+fn the_operator_exports_what_the_page_lists(lab: &mut Lab) -> Result<()> {
+    let cluster = Cluster::of(lab);
+    let pods: Vec<Pod> = cluster.list(OPERATOR_NAMESPACE, "pods", "app=sriov-network-operator")?;
+    let name = pods.first().and_then(|pod| pod.metadata.name.clone()).context("there is no operator")?;
+    let text = cluster.kubectl(&["get", "--raw", &format!("/api/v1/namespaces/{OPERATOR_NAMESPACE}/pods/{name}:8080/proxy/metrics")])?;
+    let page = std::fs::read_to_string(workspace().join("docs/metrics.md"))?;
+    // A counter's samples have a suffix that its family has not.
+    let families = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let exported: Vec<String> =
+        families.map(|(name, kind)| if kind == "counter" { format!("`{name}_total`") } else { format!("`{name}`") }).collect();
+    let unlisted: Vec<&String> = exported.iter().filter(|name| !page.contains(name.as_str())).collect();
+    ensure!(exported.len() >= 4 && unlisted.is_empty(), "of {exported:?} docs/metrics.md does not list {unlisted:?}");
+    Ok(())
+}
+
+fn the_first_policy_gives_the_first_pod_a_vf(lab: &mut Lab) -> Result<()> {
+    let said = Page::read("first-policy.md")?.run(lab, &NAMES)?;
+    ensure!(said[0].contains("VFs 0 -> 4"), "the plan does not tell the change:\n{}", said[0]);
+    ensure!(said[1].contains("4/7"), "the status does not show four of seven VFs:\n{}", said[1]);
+    let pods = said.last().context("no output")?;
+    ensure!(pods.contains("192.0.2.10") && pods.contains("default/first") && pods.contains(" 100 "), "kubectl sriov pods:\n{pods}");
+    Ok(())
+}
+
+fn a_pod_has_a_macvlan_and_an_sriov_network_at_once(lab: &mut Lab) -> Result<()> {
+    Page::read("several-networks.md")?.run(lab, &NAMES).map(drop)
+}
+
+/// The DHCP daemon is the plugin's own, on the node; the server is busybox's, on the wire between the PFs.
+fn addresses_come_from_the_plugin_that_the_network_names(lab: &mut Lab) -> Result<()> {
+    let folder = lab.run_dir().path().to_owned();
+    let (conf, leases) = (folder.join("udhcpd.conf"), folder.join("udhcpd.leases"));
+    std::fs::write(&leases, "")?;
+    let text = format!(
+        "start 198.18.0.100\nend 198.18.0.120\ninterface {WIRE_BRIDGE}\nlease_file {}\npidfile {}\nopt subnet 255.255.255.0\nopt lease 600\n",
+        leases.display(),
+        folder.join("udhcpd.pid").display()
+    );
+    std::fs::write(&conf, text)?;
+    let argv = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+    lab.processes().output(&argv(&["ip", "address", "add", "198.18.0.1/24", "dev", WIRE_BRIDGE]))?;
+    let server = lab.processes().daemon("udhcpd", &argv(&["busybox", "udhcpd", "-f", &conf.display().to_string()]), &folder.join("udhcpd.log"))?;
+    let process = lab.guest(1)?.command(&["/opt/cni/bin/dhcp", "daemon"]).spawn("/var/log/dhcp.log")?;
+    let said = Page::read("ipam.md")?.run(lab, &NAMES)?;
+    ensure!(said[1].contains("198.18.0.1"), "the pod has no address of the server:\n{}", said[1]);
+    lab.guest(1)?.run(&["kill", &process.to_string()])?;
+    drop(server);
+    lab.processes().output(&argv(&["ip", "address", "del", "198.18.0.1/24", "dev", WIRE_BRIDGE])).map(drop)
+}
+
+fn a_pod_gets_vfs_and_huge_pages_for_a_userspace_driver(lab: &mut Lab) -> Result<()> {
+    Page::read("dpdk.md")?.run(lab, &NAMES).map(drop)
+}
+
+fn a_pod_gets_vfs_of_two_pfs(lab: &mut Lab) -> Result<()> {
+    let said = Page::read("bonds.md")?.run(lab, &NAMES)?;
+    let pods = &said[1];
+    ensure!(pods.contains("enp1s0") && pods.contains("enp2s0"), "the pod has no VF of each PF:\n{pods}");
+    Ok(())
+}
+
+fn a_nic_is_added_to_the_list(lab: &mut Lab) -> Result<()> {
+    Page::read("supported-nics.md")?.run(lab, &NAMES).map(drop)
+}
+
+fn kubectl_sriov_tells_what_is_there(lab: &mut Lab) -> Result<()> {
+    let said = Page::read("kubectl-sriov.md")?.run(lab, &NAMES)?.join("\n");
+    ensure!(said.contains("default/first") && !said.contains("BROKEN"), "kubectl sriov:\n{said}");
+    ensure!(!said.contains('\u{1b}'), "a pipe got colours:\n{said}");
+    // It ends only by a signal, and prints again after a change.
+    let watched = lab.script(
+        "kubectl sriov watch >watch.txt & watch=$!; for i in $(seq 60); do test -s watch.txt && break; sleep 0.5; done; before=$(wc -l <watch.txt)
+         kubectl label node \"$NODE\" changed=yes >/dev/null; kubectl -n sriov-network-operator annotate sriovnetworknodestate \"$NODE\" seen=yes >/dev/null
+         for i in $(seq 60); do test $(wc -l <watch.txt) -gt $before && break; sleep 0.5; done
+         kill $watch; kubectl label node \"$NODE\" changed- >/dev/null; test $(wc -l <watch.txt) -gt $before && cat watch.txt",
+        &NAMES,
+    )?;
+    ensure!(watched.matches("enp1s0").count() >= 2, "watch did not print again:\n{watched}");
+    // A chain that is broken ends with 1 and names the link; a node that is labelled and has no node state is told so by `plan`.
+    let broken = lab.script("kubectl sriov doctor node/nobody && exit 9 || test $? = 1; kubectl sriov doctor node/nobody || true", &NAMES)?;
+    ensure!(broken.contains("BROKEN") && broken.contains("cure:"), "doctor does not name the broken link:\n{broken}");
+    Ok(())
+}
+
+fn what_does_not_work_is_named_with_its_cure(lab: &mut Lab) -> Result<()> {
+    let said = Page::read("troubleshooting.md")?.run(lab, &NAMES)?;
+    ensure!(said[1].contains("BROKEN") && said[1].contains("openshift.io/fast"), "doctor does not say what the pod lacks:\n{}", said[1]);
+    ensure!(said[2].contains("distribution"), "the daemon does not say what it found:\n{}", said[2]);
+    Ok(())
+}
+
+/// Takes a field out of the policy kind, as a chart of an earlier version would have left it.
+fn make_kind_older(cluster: &Cluster<'_>) -> Result<()> {
+    let patch = format!(r#"[{{"op": "remove", "path": "{FIELD}"}}]"#);
+    cluster.kubectl(&["patch", "crd", CRD, "--type=json", "-p", &patch]).map(drop)
+}
+
+fn check_kind_is_new(cluster: &Cluster<'_>) -> Result<()> {
+    let crd: Value = cluster.get("", "crd", CRD)?.context("no kind of policies")?;
+    ensure!(crd.pointer(FIELD).is_some(), "the older kind was left");
+    Ok(())
+}
+
+fn an_upgrade_brings_the_kinds_up_to_date_and_leaves_a_running_pod_its_vf(lab: &mut Lab) -> Result<()> {
+    let page = Page::read("upgrade-and-uninstall.md")?;
+    let cluster = Cluster::of(lab);
+    make_kind_older(&cluster)?;
+    let (pod, before) = (kept(&cluster, "first")?, daemons(&cluster)?);
+    page.run_block(lab, 0, &NAMES)?;
+    let cluster = Cluster::of(lab);
+    wait_new_daemon(&cluster, &before)?;
+    check_kind_is_new(&cluster)?;
+    same("the pod and its VF", &kept(&cluster, "first")?, &pod)?;
+    let added: Value = cluster.get(OPERATOR_NAMESPACE, "configmap", "supported-nic-ids")?.context("no list of NICs")?;
+    same("the user's entry in the list", &added["data"]["my-nic"].as_str(), &Some("8086 1521 1520"))
+}
+
+fn another_operator_is_replaced_under_a_running_pod(lab: &mut Lab) -> Result<()> {
+    let page = Page::read("migration.md")?;
+    let cluster = Cluster::of(lab);
+    make_kind_older(&cluster)?;
+    let pod = kept(&cluster, "first")?;
+    let said = page.run_block(lab, 0, &NAMES)?;
+    ensure!(said.contains("unchanged: node1") && !said.contains("->"), "the plan of what is there:\n{said}");
+    page.run_block(lab, 1, &NAMES)?;
+    same("the pod and its VF without an operator", &kept(&Cluster::of(lab), "first")?, &pod)?;
+    // What a DaemonSet of the other operator would be.
+    let left = "apiVersion: apps/v1\nkind: DaemonSet\nmetadata: {name: sriov-device-plugin, namespace: sriov-network-operator}\nspec:\n  selector: {matchLabels: {app: left}}\n  \
+                template:\n    metadata: {labels: {app: left}}\n    spec:\n      nodeSelector: {nowhere: 'true'}\n      containers: [{name: c, image: localhost/busybox:lab}]\n";
+    Cluster::of(lab).apply(left)?;
+    page.run_block(lab, 2, &NAMES)?;
+    page.run_block(lab, 3, &NAMES)?;
+    let cluster = Cluster::of(lab);
+    ensure!(cluster.get::<Value>(OPERATOR_NAMESPACE, "daemonset", "sriov-device-plugin")?.is_none(), "the other operator's DaemonSet is left");
+    cluster.wait_allocatable(NODE, "fast", 4, PATIENCE)?;
+    check_kind_is_new(&cluster)?;
+    same("the pod and its VF", &kept(&cluster, "first")?, &pod)?;
+    cluster.wait("the network has its NAD again", PATIENCE, || {
+        cluster.get::<Value>("default", "network-attachment-definitions.k8s.cni.cncf.io", "blue")
+    })?;
+    Ok(())
+}
