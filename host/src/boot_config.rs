@@ -7,6 +7,7 @@
 //! count.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use crate::Host;
 
@@ -24,7 +25,7 @@ pub fn command_lines(host: &Host) -> Vec<String> {
     let mut entries = Vec::new();
     for folder in ENTRIES {
         for name in host.sysfs().list_opt(folder).ok().flatten().unwrap_or_default() {
-            if name.ends_with(".conf")
+            if Path::new(&name).extension().is_some_and(|extension| extension == "conf")
                 && !name.contains("rescue")
                 && let Some(entry) = read(&format!("{folder}/{name}")).and_then(|text| entry(&text, &variables))
             {
@@ -88,7 +89,7 @@ mod tests {
     use super::*;
     use crate::testing::SysfsTree;
 
-    fn lines(tree: SysfsTree) -> Vec<String> {
+    fn lines(tree: &SysfsTree) -> Vec<String> {
         command_lines(&tree.build().unwrap().host())
     }
 
@@ -106,8 +107,8 @@ submenu 'Advanced options' {
 	linux16	/boot/memtest86+x64.bin
 ";
         let tree = SysfsTree::new().file("/boot/grub/grub.cfg", text);
-        assert_eq!(lines(tree), ["root=UUID=1 ro quiet intel_iommu=on", "root=UUID=1 ro quiet intel_iommu=on"]);
-        assert_eq!(lines(SysfsTree::new()), Vec::<String>::new());
+        assert_eq!(lines(&tree), ["root=UUID=1 ro quiet intel_iommu=on", "root=UUID=1 ro quiet intel_iommu=on"]);
+        assert_eq!(lines(&SysfsTree::new()), Vec::<String>::new());
     }
 
     #[test]
@@ -117,7 +118,7 @@ submenu 'Advanced options' {
             .file("/boot/loader/entries/abc-0-rescue.conf", "title rescue\noptions root=/dev/vda1\n")
             .file("/boot/loader/entries/abc-5.14.conf", "title Rocky\nversion 5.14.0-1.el9\noptions $kernelopts $tuned_params intel_iommu=on\n")
             .file("/boot/grub2/grub.cfg", "\tlinux /vmlinuz old\n");
-        let words: Vec<Vec<String>> = lines(tree).iter().map(|line| line.split_whitespace().map(str::to_owned).collect()).collect();
+        let words: Vec<Vec<String>> = lines(&tree).iter().map(|line| line.split_whitespace().map(str::to_owned).collect()).collect();
         assert_eq!(words, [["root=/dev/vda1", "ro", "iommu=pt", "intel_iommu=on"]]);
     }
 
@@ -126,6 +127,6 @@ submenu 'Advanced options' {
         let tree = SysfsTree::new()
             .file("/boot/loader/entries/ostree-1-fedora.conf", "version 1\noptions ostree=/ostree/boot.0/0 quiet\n")
             .file("/boot/loader/entries/ostree-2-fedora.conf", "version 2\noptions ostree=/ostree/boot.0/1 quiet intel_iommu=on\n");
-        assert_eq!(lines(tree), ["ostree=/ostree/boot.0/1 quiet intel_iommu=on"]);
+        assert_eq!(lines(&tree), ["ostree=/ostree/boot.0/1 quiet intel_iommu=on"]);
     }
 }
