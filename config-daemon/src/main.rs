@@ -207,10 +207,11 @@ fn log_filter(level: Option<i64>) -> EnvFilter {
 }
 
 fn set_log_level(level: Option<i64>) {
-    match LOG.get().map(|log| log.reload(log_filter(level))) {
-        Some(Err(error)) => tracing::warn!("the log level is not changed: {error}"),
+    if let Some(Err(error)) = LOG.get().map(|log| log.reload(log_filter(level))) {
+        tracing::warn!("the log level is not changed: {error}");
+    } else {
         // Said at the lowest level that it may have now.
-        _ => tracing::debug!("logLevel is {level:?}"),
+        tracing::debug!("logLevel is {level:?}");
     }
 }
 

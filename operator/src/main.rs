@@ -91,7 +91,7 @@ fn main() -> Result<()> {
     tracing_subscriber::registry().with(filter).with(fmt::layer().with_writer(std::io::stderr).with_ansi(false)).init();
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         match command {
-            Command::Run(run) => start(*run, log).await,
+            Command::Run(run) => Box::pin(start(*run, log)).await,
             Command::ApplyCrds => Ok(installation::apply_crds(Client::try_default().await?).await?),
             Command::Uninstall { namespace, webhook_secret } => {
                 Ok(installation::uninstall(&Client::try_default().await?, &namespace, &webhook_secret).await?)

@@ -15,7 +15,7 @@ use sriov_tests::apiserver::{ApiServer, User, eventually};
 
 const NODES: [&str; 6] = ["n1", "n2", "n3", "n4", "n5", "n6"];
 /// With every second request lost, keys wait for their next try, and watches for theirs.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_converges_while_half_of_the_requests_fail() -> Result<()> {

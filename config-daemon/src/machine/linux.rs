@@ -269,6 +269,7 @@ impl From<UeventError> for StepError {
 }
 
 /// What the kernel or the file system said; its number decides how soon it is worth another try.
+#[expect(clippy::needless_pass_by_value, reason = "`map_err` gives values")]
 fn refused<E: Answer>(error: E) -> StepError {
     StepError::Refused { errno: error.errno(), said: error.to_string() }
 }

@@ -132,7 +132,8 @@ impl Store {
             let namespace = PathBuf::from(text.trim());
             // Of those that are seen nothing but themselves counts: clocks jump, above all at boot.
             let may_be_old = below_netns(&namespace).is_none();
-            if !self.is_gone(&namespace, None) && !(may_be_old && is_from_before_boot(&path)) {
+            let has_ended = self.is_gone(&namespace, None) || (may_be_old && is_from_before_boot(&path));
+            if !has_ended {
                 let name = namespace.file_name().map_or_else(|| text.trim().to_owned(), |name| name.to_string_lossy().into_owned());
                 users.insert(vf, format!("the pod with network namespace {name}, attached by the Go plugin"));
             }

@@ -44,8 +44,8 @@ fn model(policies: &[Policy], pfs: &[InterfaceStatus]) -> BTreeMap<String, Wante
             if !(says_something && by_name && by_address && by_vendor) || policy.num_vfs == 0 {
                 continue;
             }
-            let named = entries.first().and_then(|entry| entry.range);
-            let vfs: BTreeSet<u16> = (0..policy.num_vfs).filter(|vf| named.is_none_or(|r| r.first() <= *vf && *vf <= r.last())).collect();
+            let only = entries.first().and_then(|entry| entry.range);
+            let vfs: BTreeSet<u16> = (0..policy.num_vfs).filter(|vf| only.is_none_or(|r| r.first() <= *vf && *vf <= r.last())).collect();
             let resource = policy.spec.resource_name.clone();
             let equal = place > 0 && policies[place - 1].spec.priority == policy.spec.priority;
             let before = wanted.take();

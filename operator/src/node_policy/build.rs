@@ -45,7 +45,7 @@ pub(super) enum Keep {
 
 pub(super) fn desired(node: &Node, now: Timestamp, stale_state_delay: Duration) -> Desired {
     let until = node.state.as_ref().and_then(|s| s.annotations().get(keys::KEEP_STATE_UNTIL));
-    let disown = node.state.iter().flat_map(|s| s.owner_references()).any(|owner| owner.kind == "SriovOperatorConfig");
+    let disown = node.state.iter().flat_map(ResourceExt::owner_references).any(|owner| owner.kind == "SriovOperatorConfig");
     if !node.selected {
         return if node.state.is_some() { Desired { disown, ..left(until, now, stale_state_delay) } } else { Desired::default() };
     }

@@ -145,7 +145,7 @@ impl Shared {
         if !self.on.load(Ordering::Relaxed) {
             return None;
         }
-        let every = |counter: &AtomicUsize, period: usize| counter.fetch_add(1, Ordering::Relaxed) % period == 0;
+        let every = |counter: &AtomicUsize, period: usize| counter.fetch_add(1, Ordering::Relaxed).is_multiple_of(period);
         if query.contains("watch=true") {
             return every(&self.counts.watches, 2).then_some(Fault::ExpiredWatch);
         }
@@ -153,7 +153,7 @@ impl Shared {
             return (query.contains("limit=") && every(&self.counts.lists, 2)).then_some(Fault::TruncatedList);
         }
         let number = self.counts.writes.fetch_add(1, Ordering::Relaxed);
-        (number % 2 == 0).then(|| OF_WRITES[number / 2 % OF_WRITES.len()])
+        number.is_multiple_of(2).then(|| OF_WRITES[number / 2 % OF_WRITES.len()])
     }
 
     async fn forward(&self, request: Request<Body>) -> Result<Response<kube::client::Body>> {
