@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
 use serde_json::Value;
-use sriov_crds::conditions::READY;
+use sriov_crds::conditions::{READY, node::APPLYING};
 use sriov_crds::node_policy::VFIO_PCI;
 use sriov_crds::node_state::SriovNetworkNodeState;
 use sriov_crds::{keys, resolve};
@@ -124,6 +124,10 @@ fn node_links(chain: &mut Chain, snapshot: &Snapshot, name: &str) {
     });
     chain.link("the node is as asked", || match condition(&status.conditions, READY) {
         Some(ready) if ready.status == "True" => Ok(ready.reason.clone()),
+        Some(ready) if ready.reason == APPLYING => broken(
+            format!("{}: {}", ready.reason, ready.message),
+            "the daemon is at work on it: look again when `kubectl sriov watch` shows that it is done",
+        ),
         Some(ready) => broken(format!("{}: {}", ready.reason, ready.message), "the message says what is refused or waited for"),
         None => broken("no condition Ready", "look at the log of the container config-daemon in the node's pod"),
     });

@@ -72,8 +72,8 @@ impl Processes {
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         })?;
         let output = child.wait_with_output()?;
-        let errors = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{}: {}: {}", argv.join(" "), output.status, errors.trim());
+        let [said, errors] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
+        ensure!(output.status.success(), "{}: {}: {}\n{}", argv.join(" "), output.status, errors.trim(), said.trim());
         Ok(String::from_utf8(output.stdout)?)
     }
 
