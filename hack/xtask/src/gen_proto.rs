@@ -23,14 +23,21 @@ struct Api {
     package: &'static str,
     /// The generated file, relative to the workspace root.
     target: &'static str,
+    /// Whether the server's side is generated, too.
+    server: bool,
 }
 
 /// Each program's own; the tests' kubelet takes them from the device plugin's library: what both sides share is the protocol.
 const APIS: &[Api] = &[
-    Api { folder: "pkg/apis/deviceplugin/v1beta1", package: "v1beta1", target: "device-plugin/src/api/deviceplugin_v1beta1.rs" },
-    Api { folder: "pkg/apis/podresources/v1", package: "v1", target: "device-plugin/src/api/podresources_v1.rs" },
-    Api { folder: "pkg/apis/podresources/v1", package: "v1", target: "config-daemon/src/api/podresources_v1.rs" },
-    Api { folder: "pkg/apis/pluginregistration/v1", package: "pluginregistration", target: "device-plugin/src/api/pluginregistration_v1.rs" },
+    Api { folder: "pkg/apis/deviceplugin/v1beta1", package: "v1beta1", target: "device-plugin/src/api/deviceplugin_v1beta1.rs", server: true },
+    Api { folder: "pkg/apis/podresources/v1", package: "v1", target: "device-plugin/src/api/podresources_v1.rs", server: true },
+    Api { folder: "pkg/apis/podresources/v1", package: "v1", target: "config-daemon/src/api/podresources_v1.rs", server: false },
+    Api {
+        folder: "pkg/apis/pluginregistration/v1",
+        package: "pluginregistration",
+        target: "device-plugin/src/api/pluginregistration_v1.rs",
+        server: true,
+    },
 ];
 
 /// Writes the generated files below `root`, or with `check` only compares them and fails on a difference.
@@ -78,6 +85,7 @@ fn generate(module: &Path, api: &Api) -> Result<String> {
     fs::create_dir_all(&out).with_context(|| format!("create {}", out.display()))?;
     let generated = tonic_prost_build::configure()
         .build_transport(false)
+        .build_server(api.server)
         // Ordered maps: equal answers are equal bytes.
         .btree_map(".")
         .out_dir(&out)
