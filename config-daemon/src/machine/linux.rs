@@ -147,9 +147,9 @@ impl Linux {
 
 impl Machine for Linux {
     fn observe(&self) -> Result<Observed, ObserveError> {
-        let users =
-            || self.store.vfs_in_use().map_err(|error| ObserveError::ReadState { what: "the CNI's journals".to_owned(), reason: error.to_string() });
-        let held = self.kubelet.devices().map_err(|error| ObserveError::ReadState { what: "who has VFs".to_owned(), reason: error.to_string() })?;
+        let read = |what: &str, error: &dyn std::fmt::Display| ObserveError::ReadState { what: what.to_owned(), reason: error.to_string() };
+        let users = || self.store.vfs_in_use().map_err(|error| read("the CNI's journals", &error));
+        let held = self.kubelet.devices().map_err(|error| read("who has VFs", &error))?;
         // Read before and after: a pod that ends or starts during the look has its VF in one of them, whatever the look saw of it.
         let mut vfs_in_use = users()?;
         let survey = discover::survey(&self.host).map_err(|error| ObserveError::Discover(error.to_string()))?;
@@ -164,10 +164,9 @@ impl Machine for Linux {
         }
         observed.vfio_pci_loaded = driver::is_loaded(&self.host, VFIO_PCI);
         observed.vfio_pci_loadable = !observed.vfio_pci_loaded && module::is_available(&self.host, VFIO_PCI);
-        let read = |what: &str, error: StoreError| ObserveError::ReadState { what: what.to_owned(), reason: error.to_string() };
-        observed.staged_rdma_mode = self.store.staged_rdma_mode().map_err(|error| read("the mode of RDMA devices", error))?;
+        observed.staged_rdma_mode = self.store.staged_rdma_mode().map_err(|error| read("the mode of RDMA devices", &error))?;
         observed.has_namespaces = self.store.has_namespaces();
-        observed.records = self.store.records().map_err(|error| read("the records of configured PFs", error))?;
+        observed.records = self.store.records().map_err(|error| read("the records of configured PFs", &error))?;
         Ok(observed)
     }
 
