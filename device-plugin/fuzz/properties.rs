@@ -62,7 +62,7 @@ fn served(config: &Config) {
     for (pool, spec) in pools.iter().zip(&config.pools) {
         assert_eq!(pool.name, spec.name);
         for device in pool.devices.keys() {
-            assert!(seen.insert(device.clone()), "{device} is in two pools");
+            assert!(seen.insert(*device), "{device} is in two pools");
         }
         assert_eq!(pool.offer().devices.len(), pool.devices.len());
     }

@@ -11,8 +11,9 @@ use std::collections::BTreeMap;
 
 use sriov_host::function::Access;
 
-use crate::pool::{Device, DeviceId, Health, Pool, PoolName, VdpaType};
+use crate::pool::{Device, Health, Pool, PoolName, VdpaType};
 use crate::select::is_vfio;
+use sriov_host::device_id::DeviceId;
 
 const VFIO_CONTAINER: &str = "/dev/vfio/vfio";
 const IOMMUFD: &str = "/dev/iommu";
@@ -136,7 +137,7 @@ pub fn container(pool: &Pool, ids: &[String], look: &dyn Fn(&DeviceId) -> Option
     let mut devices = Vec::new();
     for id in ids {
         let (address, device) = offered(pool, id)?;
-        let access = look(&address).ok_or_else(|| AllocateError::LoseDevice { address: address.clone(), pool: pool.name.clone() })?;
+        let access = look(&address).ok_or_else(|| AllocateError::LoseDevice { address, pool: pool.name.clone() })?;
         let (granted, keys) = Giving { pool, address, device, access: &access }.give()?;
         devices.push(granted);
         info.insert(id.as_str(), keys);
@@ -175,9 +176,9 @@ impl Giving<'_> {
         if self.access.driver != self.device.driver {
             let name = |driver: &Option<String>| driver.clone().unwrap_or_else(|| "none".to_owned());
             let (found, offered) = (name(&self.access.driver), name(&self.device.driver));
-            return Err(AllocateError::LoseDriver { address: self.address.clone(), pool: self.pool.name.clone(), found, offered });
+            return Err(AllocateError::LoseDriver { address: self.address, pool: self.pool.name.clone(), found, offered });
         }
-        let mut granted = Granted { address: self.address.clone(), nodes: Vec::new(), rdma: Vec::new(), vdpa: None };
+        let mut granted = Granted { address: self.address, nodes: Vec::new(), rdma: Vec::new(), vdpa: None };
         let mut info = Info::from([("generic", keys([("deviceID", self.address.to_string())]))]);
         self.user_space_driver(&mut granted, &mut info)?;
         if let Some(wanted) = self.device.needs.vdpa {
@@ -248,7 +249,7 @@ impl Giving<'_> {
     }
 
     fn miss(&self, what: String) -> AllocateError {
-        AllocateError::MissNode { address: self.address.clone(), pool: self.pool.name.clone(), what }
+        AllocateError::MissNode { address: self.address, pool: self.pool.name.clone(), what }
     }
 }
 

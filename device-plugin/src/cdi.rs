@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::allocate::Granted;
-use crate::pool::{DeviceId, PoolName};
+use crate::pool::PoolName;
+use sriov_host::device_id::DeviceId;
 
 /// The field's beginning of the file names.
 const FILE_PREFIX: &str = "sriov-dp-";

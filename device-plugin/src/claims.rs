@@ -15,7 +15,7 @@ use serde::Deserialize;
 use sriov_host::pci::PciAddress;
 
 use crate::facts::Held;
-use crate::pool::DeviceId;
+use sriov_host::device_id::DeviceId;
 
 /// `NSFS_MAGIC` of `linux/magic.h`.
 const NSFS_MAGIC: i64 = 0x6e73_6673;

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use sriov_host::auxiliary::SfName;
+use sriov_host::device_id::SfName;
 use sriov_host::function::Function;
 use sriov_host::host_use::HostUse;
 use sriov_host::inventory::Netdev;

@@ -6,7 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sriov_host::Host;
-use sriov_host::auxiliary::{self, SfName};
+use sriov_host::auxiliary;
+use sriov_host::device_id::SfName;
 use sriov_host::discover::DiscoverError;
 use sriov_host::function::{self, ACCELERATOR_CLASS, NETWORK_CLASS};
 use sriov_host::host_use::HostNetwork;
@@ -155,7 +156,7 @@ impl Machine {
     }
 
     fn look_at_subfunction(&mut self, name: SfName) -> bool {
-        let found = auxiliary::read(&self.host, &name).unwrap_or_else(|error| {
+        let found = auxiliary::read(&self.host, name).unwrap_or_else(|error| {
             tracing::warn!(device = %name, %error, "left out a subfunction");
             None
         });

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use sriov_host::host_use::HostUse;
 
 use crate::config::ConfigError;
-use crate::pool::{DeviceId, Pool};
+use crate::pool::Pool;
+use sriov_host::device_id::DeviceId;
 
 /// A line a device under a line of headings; a pool without devices has one line, and so has a device that is not offered because the host uses it.
 pub fn table(pools: &[Pool], withheld: &BTreeMap<DeviceId, HostUse>) -> String {

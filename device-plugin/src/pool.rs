@@ -4,10 +4,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
-use sriov_host::auxiliary::{SfName, SfParseError};
+use serde::Serialize;
+use sriov_host::device_id::DeviceId;
 use sriov_host::pci::PciAddress;
 
 use crate::api::deviceplugin_v1beta1 as api;
@@ -94,63 +93,6 @@ impl PoolName {
 impl fmt::Display for PoolName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.prefix, self.resource)
-    }
-}
-
-/// The kubelet's id of a device: a PCI address, or the name of a subfunction.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum DeviceId {
-    /// A PCI function.
-    Pci(PciAddress),
-    /// A subfunction (`mlx5_core.sf.4`).
-    Sf(SfName),
-}
-
-impl DeviceId {
-    /// The address of a PCI function.
-    pub fn pci(&self) -> Option<PciAddress> {
-        match self {
-            Self::Pci(address) => Some(*address),
-            Self::Sf(_) => None,
-        }
-    }
-}
-
-impl From<PciAddress> for DeviceId {
-    fn from(address: PciAddress) -> Self {
-        Self::Pci(address)
-    }
-}
-
-impl FromStr for DeviceId {
-    type Err = SfParseError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse().map(Self::Pci).or_else(|_| text.parse().map(Self::Sf))
-    }
-}
-
-impl TryFrom<String> for DeviceId {
-    type Error = SfParseError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
-
-impl From<DeviceId> for String {
-    fn from(id: DeviceId) -> Self {
-        id.to_string()
-    }
-}
-
-impl fmt::Display for DeviceId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Pci(address) => address.fmt(f),
-            Self::Sf(name) => name.fmt(f),
-        }
     }
 }
 

@@ -5,7 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::pool::{DeviceId, Place, Pool, Preference};
+use crate::pool::{Place, Pool, Preference};
+use sriov_host::device_id::DeviceId;
 
 /// The ids to take, in order of choice.
 pub fn choose(pool: &Pool, available: &[String], must_include: &[String], size: usize) -> Vec<String> {

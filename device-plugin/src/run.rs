@@ -17,12 +17,13 @@ use crate::config::{self, Config};
 use crate::kubelet::KUBELET_SOCKET;
 use crate::machine::{Changes, Machine, Wants};
 use crate::pod_resources::PodResources;
-use crate::pool::{DeviceId, Health, Pool, PoolName};
+use crate::pool::{Health, Pool, PoolName};
 use crate::select::{select, withheld};
 use crate::server::{Node, Serving, folder_of};
 use crate::socket::Identity;
 use crate::watch::{Events, FolderWatch, WatchError};
 use crate::{cdi, device_info};
+use sriov_host::device_id::DeviceId;
 
 /// What the command line decides.
 #[derive(Clone, Debug)]
@@ -219,7 +220,7 @@ impl Plugin {
         for mut pool in offer.pools {
             if let Some(serving) = self.serving.get(&pool.name) {
                 let before = serving.pool();
-                let orphans = offer.orphans.iter().filter_map(|id| Some((id.clone(), before.devices.get(id)?.clone())));
+                let orphans = offer.orphans.iter().filter_map(|id| Some((*id, before.devices.get(id)?.clone())));
                 pool.devices.extend(orphans.map(|(id, device)| (id, crate::pool::Device { health: Health::Vanished, ..device })));
                 if serving.offer(pool) {
                     tell(&serving.pool(), Some(&before));

@@ -15,7 +15,8 @@ use sriov_host::pci::PciAddress;
 
 use crate::config::{DeviceType, PoolSpec, Ranged, Selector, Span};
 use crate::facts::Facts;
-use crate::pool::{Device, DeviceId, Health, Place, Pool};
+use crate::pool::{Device, Health, Place, Pool};
+use sriov_host::device_id::DeviceId;
 
 /// A device that a pool can have.
 struct Candidate<'a> {
@@ -65,8 +66,8 @@ pub fn select(specs: &[PoolSpec], facts: &Facts) -> Vec<Pool> {
             for selector in &spec.selectors {
                 for candidate in &candidates {
                     if !taken.contains(&candidate.id) && candidate.is_for(spec) && candidate.compare(selector) == wanted {
-                        taken.insert(candidate.id.clone());
-                        pool.devices.insert(candidate.id.clone(), device(candidate, spec, selector, &ground));
+                        taken.insert(candidate.id);
+                        pool.devices.insert(candidate.id, device(candidate, spec, selector, &ground));
                     }
                 }
             }
@@ -120,7 +121,7 @@ impl<'a> Ground<'a> {
         });
         let of_aux = self.facts.subfunctions.iter().filter_map(|(name, function)| {
             let (pf, _) = function.vf_of?;
-            Some(self.candidate(DeviceId::Sf(name.clone()), pf, function, self.facts.link_of_subfunction(function)))
+            Some(self.candidate(DeviceId::Sf(*name), pf, function, self.facts.link_of_subfunction(function)))
         });
         of_pci.chain(of_aux).collect()
     }

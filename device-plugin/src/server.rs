@@ -31,11 +31,12 @@ use crate::claims::Claims;
 use crate::handover::Elder;
 use crate::kubelet::Registrar;
 use crate::metrics::Metrics;
-use crate::pool::{DeviceId, Health, Pool};
+use crate::pool::{Health, Pool};
 use crate::socket::{self, Identity, SocketError};
 use crate::watch::FolderWatch;
 use crate::watcher::{self, Introduction};
 use crate::{cdi, device_info, prefer};
+use sriov_host::device_id::DeviceId;
 
 /// How long an allocation waits for the pod that had a device to give it back. The kubelet gives a device away when a pod's containers have ended,
 /// which can be before its network is taken down.
@@ -67,7 +68,7 @@ impl Node {
     fn look(&self, id: &DeviceId) -> Option<function::Access> {
         let found = match id {
             DeviceId::Pci(address) => function::access(&self.host, *address),
-            DeviceId::Sf(name) => auxiliary::access(&self.host, name),
+            DeviceId::Sf(name) => auxiliary::access(&self.host, *name),
         };
         found.ok().flatten()
     }

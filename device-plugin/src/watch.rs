@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::io::Errno;
-use sriov_host::auxiliary::SfName;
+use sriov_host::device_id::SfName;
 use sriov_host::netlink::devlink::DevlinkMonitor;
 use sriov_host::netlink::{LinkMonitorError, NetMonitor};
 use sriov_host::pci::PciAddress;

@@ -5,31 +5,15 @@
 //! Invariant: a subfunction is told as the PCI function that it would be: as a VF of its parent whose index is its `sfnum`.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::str::FromStr;
-
-use serde::{Deserialize, Serialize};
 
 use crate::Host;
+use crate::device_id::SfName;
 use crate::discover::{self, DiscoverError};
 use crate::function::{self, Access, Folder, Function, NETWORK_CLASS};
 use crate::pci::PciAddress;
 use crate::vf::VfIndex;
 
-const DEVICES: &str = "/sys/bus/auxiliary/devices";
-
-/// The name of a subfunction on the auxiliary bus: driver, `sf`, number (`mlx5_core.sf.4`).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct SfName(String);
-
-/// A text that is not the name of a subfunction.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{given:?} is not a subfunction: expected driver.sf.number, for example mlx5_core.sf.4")]
-pub struct SfParseError {
-    /// The refused text.
-    pub given: String,
-}
+pub(crate) const DEVICES: &str = "/sys/bus/auxiliary/devices";
 
 /// What a scan found.
 #[derive(Debug, Default)]
@@ -40,43 +24,11 @@ pub struct Scan {
     pub faults: Vec<(SfName, DiscoverError)>,
 }
 
-impl FromStr for SfName {
-    type Err = SfParseError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let mut parts = text.split('.');
-        let is_driver = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-        let is_number = |part: &str| (1..=10).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit());
-        let fits = parts.next().is_some_and(is_driver) && parts.next() == Some("sf") && parts.next().is_some_and(is_number) && parts.next().is_none();
-        if fits { Ok(Self(text.to_owned())) } else { Err(SfParseError { given: text.to_owned() }) }
-    }
-}
-
-impl TryFrom<String> for SfName {
-    type Error = SfParseError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
-
-impl From<SfName> for String {
-    fn from(name: SfName) -> Self {
-        name.0
-    }
-}
-
-impl fmt::Display for SfName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 /// All subfunctions, and those that could not be read. A kernel without the bus has none.
 pub fn scan(host: &Host) -> Result<Scan, DiscoverError> {
     let mut scan = Scan::default();
     for name in host.sysfs().list_opt(DEVICES)?.unwrap_or_default().iter().filter_map(|name| name.parse::<SfName>().ok()) {
-        match read(host, &name) {
+        match read(host, name) {
             Ok(Some(function)) => drop(scan.subfunctions.insert(name, function)),
             Ok(None) => {}
             Err(error) => scan.faults.push((name, error)),
@@ -86,8 +38,8 @@ pub fn scan(host: &Host) -> Result<Scan, DiscoverError> {
 }
 
 /// One subfunction; `None` when there is none, or its parent is no network function.
-pub fn read(host: &Host, name: &SfName) -> Result<Option<Function>, DiscoverError> {
-    let (sysfs, device) = (host.sysfs(), format!("{DEVICES}/{name}"));
+pub fn read(host: &Host, name: SfName) -> Result<Option<Function>, DiscoverError> {
+    let (sysfs, device) = (host.sysfs(), name.folder());
     let Some(folder) = Folder::open(sysfs, &device)? else { return Ok(None) };
     let is_pci = |part: std::path::Component<'_>| part.as_os_str().to_str()?.parse::<PciAddress>().ok();
     let Some(parent) = sysfs.read_link(&device)?.and_then(|target| target.components().filter_map(is_pci).next_back()) else { return Ok(None) };
@@ -112,22 +64,14 @@ pub fn read(host: &Host, name: &SfName) -> Result<Option<Function>, DiscoverErro
 }
 
 /// How a subfunction is used right now; `None` when it is not there.
-pub fn access(host: &Host, name: &SfName) -> Result<Option<Access>, DiscoverError> {
-    function::access_of(host, &format!("{DEVICES}/{name}"))
+pub fn access(host: &Host, name: SfName) -> Result<Option<Access>, DiscoverError> {
+    function::access_of(host, &name.folder())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing::{SysfsTree, igb_pf, subfunction};
-
-    #[test]
-    fn names_have_a_driver_a_kind_and_a_number() {
-        assert_eq!("mlx5_core.sf.4".parse::<SfName>().unwrap().to_string(), "mlx5_core.sf.4");
-        for text in ["mlx5_core.eth.4", "mlx5_core.sf", "mlx5_core.sf.", "mlx5_core.sf.x", ".sf.4", "a/b.sf.4", "mlx5_core.sf.4.5", "0000:01:00.0"] {
-            assert!(text.parse::<SfName>().is_err(), "{text}");
-        }
-    }
 
     #[test]
     fn a_subfunction_is_told_as_a_vf_of_its_parent() {
@@ -141,8 +85,8 @@ mod tests {
         assert_eq!((function.driver.as_deref(), function.netdevs.as_slice()), (Some("mlx5_core.sf"), &["enp1s0f0s88".to_owned()][..]));
         let parent = function::read(&fake.host(), "0000:01:00.0".parse().unwrap(), &[NETWORK_CLASS]).unwrap().unwrap();
         assert_eq!((function.vendor, function.device, function.class), (parent.vendor, parent.device, NETWORK_CLASS));
-        assert_eq!(access(&fake.host(), &"mlx5_core.sf.4".parse().unwrap()).unwrap().unwrap().driver.as_deref(), Some("mlx5_core.sf"));
-        assert_eq!(access(&fake.host(), &"mlx5_core.sf.5".parse().unwrap()).unwrap(), None);
+        assert_eq!(access(&fake.host(), "mlx5_core.sf.4".parse().unwrap()).unwrap().unwrap().driver.as_deref(), Some("mlx5_core.sf"));
+        assert_eq!(access(&fake.host(), "mlx5_core.sf.5".parse().unwrap()).unwrap(), None);
     }
 
     #[test]

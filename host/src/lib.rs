@@ -14,6 +14,7 @@ use crate::sysfs::Sysfs;
 
 pub mod auxiliary;
 pub mod boot_config;
+pub mod device_id;
 pub mod discover;
 pub mod driver;
 pub mod function;

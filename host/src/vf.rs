@@ -81,6 +81,24 @@ pub struct VfAttributes {
     pub port_guid: Option<Guid>,
 }
 
+impl VfAttributes {
+    /// What a VF has that nobody has configured, as most drivers tell it.
+    pub fn fresh(index: VfIndex) -> Self {
+        Self {
+            index,
+            mac: MacAddr::ZERO,
+            vlan: VfVlan::default(),
+            min_tx_rate: Mbps(0),
+            max_tx_rate: Mbps(0),
+            spoof_check: Some(true),
+            trust: Some(false),
+            link_state: Some(VfLinkState::Auto),
+            node_guid: None,
+            port_guid: None,
+        }
+    }
+}
+
 /// What has passed a VF, as its PF counts it (`IFLA_VF_STATS`), seen from the VF: `rx` is what it received.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VfCounters {

@@ -10,8 +10,7 @@ use sriov_host::netns::NetNs;
 use crate::attach::{self, AttachError};
 use crate::conf::VfRequest;
 use crate::del::readable;
-use crate::device::Device;
-use crate::device_id::DeviceId;
+use crate::device::{self, Device};
 use crate::errors::Error;
 use crate::io::Moment;
 use crate::ipam::{self, Attachment, IpamError};
@@ -24,6 +23,7 @@ use crate::state::Store;
 use crate::undo::Undo;
 use crate::{Context, vf_plan};
 use crate::{device_info, go_plugin, rdma};
+use sriov_host::device_id::DeviceId;
 
 /// Attaches the VF that the configuration names.
 pub(crate) fn add(ctx: &Context<'_>) -> Result<CniResult, Error> {
@@ -134,16 +134,15 @@ fn recorded(ctx: &Context<'_>, store: &Store, vf: DeviceId, owner: &Owner) -> Re
 /// Whether an attachment is as ADD left it. A DEL that died on its way has set the container's link down first; without a link the PF tells whether it
 /// has begun to take the VF's attributes back.
 fn is_complete(ctx: &Context<'_>, journal: &Journal, netns: &NetNs) -> Result<bool, Error> {
-    let Some(driver) = &journal.userspace_driver else {
+    if journal.userspace_driver.is_none() {
         let pod = Route::open_in(netns).map_err(AttachError::from)?;
         return Ok(pod.link_by_name(&journal.owner.if_name)?.is_some_and(|link| link.netdev.admin_up));
-    };
+    }
     if journal.applied.settings.is_empty() {
         return Ok(true);
     }
     let route = Route::open()?;
-    let device = Device { vf: journal.vf, pf: journal.pf, index: journal.index, driver: driver.clone(), vdpa: None, netdev: None };
-    let (_, current) = device.attributes(ctx.host, &route)?;
+    let (_, current) = device::attributes(ctx.host, &route, journal.vf, (journal.pf, journal.index))?;
     Ok(vf_plan::unmet(&journal.applied.settings, &current).is_none())
 }
 

@@ -20,7 +20,6 @@ use sriov_host::vf::{VfIndex, VfSetting};
 use crate::conf::VfRequest;
 use crate::deadline::while_busy;
 use crate::device::{Device, DeviceError, pf_link, without_pf};
-use crate::device_id::DeviceId;
 use crate::infiniband::{self, ProbeError};
 use crate::log::{Level, Log};
 use crate::quirks::{self, MacOrder};
@@ -28,6 +27,7 @@ use crate::rdma::RdmaError;
 use crate::result::CniResult;
 use crate::vlan_set::VlanSet;
 use crate::{trunk, vf_plan};
+use sriov_host::device_id::DeviceId;
 
 /// A change that the kernel or a driver refused. CNI error code 101 for attributes, 102 for the rest.
 #[derive(Debug, thiserror::Error)]

@@ -17,13 +17,14 @@ use sriov_host::rate::Mbps;
 use sriov_host::vf::VfLinkState;
 use sriov_host::vlan::{VlanId, VlanProto, VlanQos};
 
+pub(crate) use crate::conf::requested::device_id;
 use crate::conf::requested::{check_infiniband, device_value, requested_guid, requested_mac, requested_trunk, requested_vlan};
 use crate::conf::values::{flag, invalid, number, one_of, switch, text};
-use crate::device_id::DeviceId;
 use crate::log::Level;
 use crate::request::is_identifier;
 use crate::version::{CniVersion, UnsupportedVersion};
 use crate::vlan_set::VlanSet;
+use sriov_host::device_id::DeviceId;
 
 mod requested;
 mod values;
@@ -224,7 +225,7 @@ impl NetConf {
         Ok(Self {
             version,
             name: name.to_owned(),
-            device: device_value(&wire).and_then(|(_, id)| id.as_str()?.parse().ok()),
+            device: device_value(&wire).and_then(|(_, id)| device_id(id.as_str()?)),
             ipam: ipam_type(&wire)?,
             state_dir,
             deadline: number(&wire, "deadlineSeconds", DEADLINE_SECONDS).ok().flatten().map_or(DEFAULT_DEADLINE, |s| Duration::from_secs(s.into())),

@@ -6,7 +6,6 @@
 use serde_json::Value;
 
 use crate::Context;
-use crate::device_id::DeviceId;
 use crate::errors::Error;
 use crate::go_plugin;
 use crate::ipam::{self, Attachment};
@@ -14,6 +13,7 @@ use crate::journal::Journal;
 use crate::log::Level;
 use crate::restore::{lost, restore};
 use crate::state::{StateError, Store};
+use sriov_host::device_id::DeviceId;
 
 /// Detaches whatever the container has under this interface name.
 pub(crate) fn del(ctx: &Context<'_>) -> Result<(), Error> {

@@ -12,8 +12,8 @@ use sriov_host::pci::PciAddress;
 use sriov_host::sysfs::SysfsError;
 use sriov_host::vf::{VfAttributes, VfIndex};
 
-use crate::device_id::DeviceId;
 use crate::quirks;
+use sriov_host::device_id::DeviceId;
 
 /// The bus drivers of vDPA devices: the first hands them to programs, the second makes a netdev.
 const VHOST: &str = "vhost_vdpa";
@@ -164,12 +164,21 @@ impl Device {
 
     /// What its PF reports of it, with the PF's netdev.
     pub fn attributes(&self, host: &Host, route: &Route) -> Result<(Link, VfAttributes), DeviceError> {
-        let Self { vf, index, .. } = *self;
-        let pf = self.pf.ok_or_else(|| without_pf(vf))?;
-        let link = pf_link(host, route, pf)?.ok_or(DeviceError::NoPfNetdev { vf, pf })?;
-        let attributes = route.vf(link.netdev.ifindex, index)?.ok_or(DeviceError::NotReported { vf, pf, index })?;
-        Ok((link, attributes))
+        attributes(host, route, self.vf, (self.pf, self.index))
     }
+}
+
+/// What the PF of a device reports of it, with the PF's netdev; `place` is the PF, if there is one here, and the index there.
+pub(crate) fn attributes(
+    host: &Host,
+    route: &Route,
+    vf: DeviceId,
+    place: (Option<PciAddress>, VfIndex),
+) -> Result<(Link, VfAttributes), DeviceError> {
+    let (pf, index) = (place.0.ok_or_else(|| without_pf(vf))?, place.1);
+    let link = pf_link(host, route, pf)?.ok_or(DeviceError::NoPfNetdev { vf, pf })?;
+    let attributes = route.vf(link.netdev.ifindex, index)?.ok_or(DeviceError::NotReported { vf, pf, index })?;
+    Ok((link, attributes))
 }
 
 /// Why nothing can be asked of the PF of a device that has none here.
@@ -242,7 +251,7 @@ pub(crate) fn netdev_in_host(host: &Host, route: &Route, vf: DeviceId) -> Result
 pub(crate) fn listed(route: &Route, vf: DeviceId) -> Result<Option<Link>, NetlinkError> {
     match vf {
         DeviceId::Pci(address) => route.link_by_pci(address),
-        DeviceId::SubFunction(_) => by_device(route, &vf.to_string()),
+        DeviceId::Sf(_) => by_device(route, &vf.to_string()),
     }
 }
 

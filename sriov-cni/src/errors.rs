@@ -5,13 +5,13 @@
 use crate::attach::AttachError;
 use crate::conf::ConfError;
 use crate::device::DeviceError;
-use crate::device_id::DeviceId;
 use crate::ipam::IpamError;
 use crate::request::RequestError;
 use crate::restore::RestoreError;
 use crate::state::StateError;
 use crate::version::CniVersion;
 use serde_json::{Value, json};
+use sriov_host::device_id::DeviceId;
 use sriov_host::netlink::NetlinkError;
 use sriov_host::netns::NetNsError;
 

@@ -6,7 +6,6 @@
 use crate::Context;
 use crate::conf::ConfError;
 use crate::del::bring_back;
-use crate::device_id::DeviceId;
 use crate::errors::Error;
 use crate::go_plugin::device_of;
 use crate::ipam::{self, Attachment};
@@ -14,6 +13,7 @@ use crate::journal::{Journal, Owner};
 use crate::log::Level;
 use crate::request::Command;
 use crate::state::Store;
+use sriov_host::device_id::DeviceId;
 
 /// Detaches what is not in `cni.dev/valid-attachments`, then lets IPAM do the same.
 pub(crate) fn gc(ctx: &Context<'_>) -> Result<(), Error> {

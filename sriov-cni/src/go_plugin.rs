@@ -16,12 +16,13 @@ use sriov_host::vf::{VfAttributes, VfIndex, VfLinkState, VfSetting, VfVlan};
 use sriov_host::vlan::VlanProto;
 
 use crate::Context;
+use crate::conf::device_id;
 use crate::device::locate;
-use crate::device_id::DeviceId;
 use crate::errors::Error;
 use crate::journal::{ATTEMPT_GO, Applied, Journal, Original, OriginalNetdev, Owner, Phase, VERSION};
 use crate::restore::boot_id;
 use crate::state::{GoRecord, Store};
+use sriov_host::device_id::DeviceId;
 
 /// File times and the machine's uptime are both rounded.
 const CLOCK_SLACK: Duration = Duration::from_secs(2);
@@ -75,7 +76,7 @@ pub(crate) fn attachment(ctx: &Context<'_>, store: &Store, container_id: &str, i
 
 /// The device of a record.
 pub(crate) fn device_of(conf: &Value) -> Option<DeviceId> {
-    text(conf, "deviceID").parse().ok().filter(|id: &DeviceId| id.pci().is_some())
+    device_id(text(conf, "deviceID")).filter(|id| id.pci().is_some())
 }
 
 /// Whether the Go plugin ended this attachment (a downgrade and an upgrade later).

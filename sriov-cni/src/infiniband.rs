@@ -13,8 +13,8 @@ use sriov_host::uevent::{UeventError, UeventSocket};
 use sriov_host::vf::VfSetting;
 
 use crate::device::{DeviceError, netdev_in_host};
-use crate::device_id::DeviceId;
 use crate::quirks;
+use sriov_host::device_id::DeviceId;
 
 /// A VF that could not be bound anew. CNI error codes 102 and 105.
 #[derive(Debug, thiserror::Error)]

@@ -12,10 +12,10 @@ use sriov_host::mac::MacAddr;
 use sriov_host::pci::PciAddress;
 use sriov_host::vf::{VfAttributes, VfIndex, VfSetting};
 
-use crate::device_id::DeviceId;
 use crate::result::CniResult;
 use crate::vlan_set::VlanSet;
 use serde_json::Value;
+use sriov_host::device_id::DeviceId;
 
 /// The version of the form below. A file of another version is not touched.
 pub const VERSION: u32 = 1;

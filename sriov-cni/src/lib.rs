@@ -1,7 +1,7 @@
 //! I/O: the SR-IOV CNI: a VF into a pod's network namespace and back, for CNI 0.1.0 to 1.1.0.
 //!
 //! One call is one pass: [`Request`] from the environment and standard input, [`run`], one JSON value on standard output. What is decided
-//! without the machine is pure (`request`, `conf`, `device_id`, `vlan_set`, `vf_plan`, `quirks`, `journal`, `result`, `errors`); each verb is one page (`add`, `del`,
+//! without the machine is pure (`request`, `conf`, `vlan_set`, `vf_plan`, `quirks`, `journal`, `result`, `errors`); each verb is one page (`add`, `del`,
 //! `check`, `gc`, `status`) over the changes of `attach` and `restore`, with what few devices need in rooms of their own (`infiniband`, `rdma`, `trunk`). For people there are `explain` and `doctor`, which change nothing.
 //!
 //! What never lives here: an async runtime, a Kubernetes client, TLS; the process lives for milliseconds and must work while everything else
@@ -11,7 +11,6 @@
 //! never held while IPAM runs.
 
 pub mod conf;
-pub mod device_id;
 pub mod errors;
 pub mod io;
 pub mod journal;

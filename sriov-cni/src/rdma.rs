@@ -19,9 +19,9 @@ use sriov_host::sysfs::SysfsError;
 use sriov_host::uevent::{UeventError, UeventSocket};
 
 use crate::device::Device;
-use crate::device_id::DeviceId;
 use crate::io::find_plugin;
 use crate::journal::RdmaRecord;
+use sriov_host::device_id::DeviceId;
 
 /// The plugin that does the same for networks of the Go plugin.
 const CHAINED: &str = "rdma";

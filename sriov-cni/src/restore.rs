@@ -14,11 +14,11 @@ use sriov_host::netlink::{Link, NetlinkError, Route};
 use sriov_host::netns::{NetNs, NetNsError, NsId};
 use sriov_host::sysfs::SysfsError;
 use sriov_host::uevent::UeventError;
-use sriov_host::vf::{VfAttributes, VfSetting};
+use sriov_host::vf::VfSetting;
 
 use crate::Context;
 use crate::attach::{AttachError, set_attributes};
-use crate::device::{DeviceError, has_netdev, locate, pf_link, without_pf};
+use crate::device::{DeviceError, attributes, has_netdev, locate};
 use crate::infiniband::{self, ProbeError};
 use crate::journal::{Journal, Owner};
 use crate::log::{Level, Log};
@@ -161,16 +161,8 @@ impl Restoring<'_> {
         let (Some(original), false) = (&self.journal.original.attributes, self.journal.applied.settings.is_empty()) else {
             return Ok((None, Vec::new()));
         };
-        let (link, current) = self.pf()?;
+        let (link, current) = attributes(self.host, self.route, self.journal.vf, (self.journal.pf, self.journal.index))?;
         Ok((Some(link), vf_plan::inverse(&self.journal.applied.settings, original, &current)))
-    }
-
-    fn pf(&self) -> Result<(Link, VfAttributes), RestoreError> {
-        let (vf, index) = (self.journal.vf, self.journal.index);
-        let pf = self.journal.pf.ok_or_else(|| without_pf(vf))?;
-        let link = pf_link(self.host, self.route, pf)?.ok_or(DeviceError::NoPfNetdev { vf, pf })?;
-        let current = self.route.vf(link.netdev.ifindex, index)?.ok_or(DeviceError::NotReported { vf, pf, index })?;
-        Ok((link, current))
     }
 
     /// The attributes that the PF holds.

@@ -20,10 +20,10 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::device_id::DeviceId;
 use crate::device_info;
 use crate::journal::{Journal, Phase, VERSION};
 use serde_json::Value;
+use sriov_host::device_id::DeviceId;
 
 /// The plugin's files.
 #[derive(Clone, Debug)]

@@ -3,12 +3,12 @@
 //! Invariant: an ADD that ends without `commit` is undone, however it ends. What can't be undone stays in the journal for DEL and GC.
 
 use crate::Context;
-use crate::device_id::DeviceId;
 use crate::ipam::{self, Attachment};
 use crate::log::Level;
 use crate::request::Command;
 use crate::restore::restore;
 use crate::state::{Lock, Store};
+use sriov_host::device_id::DeviceId;
 
 /// What has to be taken back.
 #[derive(Debug)]

@@ -86,18 +86,7 @@ mod tests {
     use crate::conf::NetConf;
 
     fn fresh() -> VfAttributes {
-        VfAttributes {
-            index: VfIndex(1),
-            mac: MacAddr::ZERO,
-            vlan: VfVlan::default(),
-            min_tx_rate: Mbps(0),
-            max_tx_rate: Mbps(0),
-            spoof_check: Some(true),
-            trust: Some(false),
-            link_state: Some(sriov_host::vf::VfLinkState::Auto),
-            node_guid: None,
-            port_guid: None,
-        }
+        VfAttributes::fresh(VfIndex(1))
     }
 
     fn wanted(extra: &str) -> VfRequest {

@@ -13,8 +13,7 @@ use std::sync::{Mutex, MutexGuard};
 use sriov_host::inventory::{EswitchMode, Facts, Inventory, Iommu, LinkType, Netdev, Pf, Vf};
 use sriov_host::mac::MacAddr;
 use sriov_host::pci::{DeviceId, PciAddress, VendorId};
-use sriov_host::rate::Mbps;
-use sriov_host::vf::{VfAttributes, VfIndex, VfVlan};
+use sriov_host::vf::{VfAttributes, VfIndex};
 
 use super::{Machine, ObserveError, StepError};
 use crate::observed::Observed;
@@ -305,18 +304,7 @@ fn netdev(ifindex: u32, name: &str, mac: MacAddr) -> Netdev {
 }
 
 fn fresh_vf(pf: &Pf, index: VfIndex) -> Vf {
-    let attributes = VfAttributes {
-        index,
-        mac: MacAddr::ZERO,
-        vlan: VfVlan::default(),
-        min_tx_rate: Mbps(0),
-        max_tx_rate: Mbps(0),
-        spoof_check: Some(true),
-        trust: Some(false),
-        link_state: None,
-        node_guid: None,
-        port_guid: None,
-    };
+    let attributes = VfAttributes { link_state: None, ..VfAttributes::fresh(index) };
     Vf {
         index,
         address: pf.address.offset(128 + 2 * u32::from(index.0)).unwrap(),

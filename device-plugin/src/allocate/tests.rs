@@ -42,7 +42,7 @@ impl Case {
         for (address, case) in &self.devices {
             let vdpa = case.vdpa_type.as_deref().map(|kind| if kind == "vhost" { VdpaType::Vhost } else { VdpaType::Virtio });
             let needs = Needs { rdma: case.is_rdma, vdpa, vhost_net: case.need_vhost_net };
-            pool.devices.insert(address.clone(), device(Some(&case.driver), needs, Health::Healthy, case.extra.clone()));
+            pool.devices.insert(*address, device(Some(&case.driver), needs, Health::Healthy, case.extra.clone()));
         }
         pool
     }

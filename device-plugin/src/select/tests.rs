@@ -282,7 +282,7 @@ proptest! {
         let mut seen = BTreeSet::new();
         for pool in &pools {
             for (device, state) in &pool.devices {
-                prop_assert!(seen.insert(device.clone()), "{} is in two pools", device);
+                prop_assert!(seen.insert(*device), "{} is in two pools", device);
                 let through = facts.held.get(&device.pci().unwrap()).and_then(|held| held.through.clone());
                 let of_another = through.is_some_and(|through| through != pool.name.stem());
                 prop_assert!(!(of_another && state.health == Health::Healthy), "{} is offered by {}", device, pool.name);
@@ -349,7 +349,7 @@ fn a_subfunction_has_the_health_of_its_parent_and_is_kept_from_pods_while_the_ho
     facts.links.insert(9, link(9, "ens2f0s4", ""));
     facts.uses = [(9, default_route())].into();
     let (offered, kept) = pool(&facts, "");
-    assert_eq!((offered.devices.contains_key(&id), kept), (false, [(id.clone(), default_route())].into()));
+    assert_eq!((offered.devices.contains_key(&id), kept), (false, [(id, default_route())].into()));
     assert!(pool(&facts, r#","allowInUse":["0000:02:00.0"]"#).0.devices.contains_key(&id));
 }
 

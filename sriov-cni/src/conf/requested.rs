@@ -1,6 +1,7 @@
 //! Pure: what is asked of a VF by several keys together: which device, which MAC, VLAN, trunk and GUID, each from the place that wins.
 
 use serde_json::{Map, Value};
+use sriov_host::device_id::DeviceId;
 use sriov_host::guid::Guid;
 use sriov_host::mac::MacAddr;
 use sriov_host::vlan::VlanProto;
@@ -15,6 +16,15 @@ pub(super) fn device_value(wire: &Map<String, Value>) -> Option<(&'static str, &
     [("deviceID", wire.get("deviceID")), ("runtimeConfig.deviceID", runtime), ("pciBusID", wire.get("pciBusID"))]
         .into_iter()
         .find_map(|(key, value)| value.filter(|v| !v.is_null() && v.as_str() != Some("")).map(|value| (key, value)))
+}
+
+/// A device's id as configurations have it. A vDPA device has the id of the VF that it is made of; the Go operator's name for it (`vdpa:0000:65:00.2`) is
+/// taken, too.
+pub(crate) fn device_id(text: &str) -> Option<DeviceId> {
+    match text.strip_prefix("vdpa:") {
+        Some(address) => address.parse().ok().map(DeviceId::Pci),
+        None => text.parse().ok(),
+    }
 }
 
 pub(super) fn requested_mac(wire: &Map<String, Value>, args_mac: Option<&str>) -> Result<Option<MacAddr>, ConfError> {

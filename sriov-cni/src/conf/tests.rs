@@ -178,6 +178,9 @@ fn the_device_comes_from_the_kubelet_before_the_pods_annotation() {
     assert_eq!(annotation.device.unwrap().to_string(), "0000:01:10.4");
     let upper = conf(json!({"deviceID": "0000:3B:02.1"}));
     assert_eq!(upper.device.unwrap().to_string(), "0000:3b:02.1");
+    let vdpa = conf(json!({"deviceID": "vdpa:0000:3b:02.1"}));
+    assert_eq!(vdpa.device, upper.device);
+    assert_eq!(conf(json!({"deviceID": "vdpa:mlx5_core.sf.4"})).device, None);
     let number = conf(json!({"deviceID": "", "runtimeConfig": {"deviceID": 5}})).vf_request(None).unwrap_err().to_string();
     assert!(number.starts_with("runtimeConfig.deviceID is 5: allowed is the PCI address"), "{number}");
     let none = conf(json!({"deviceID": null}));

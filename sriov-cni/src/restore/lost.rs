@@ -1,21 +1,19 @@
 //! I/O: what can be told of an attachment whose journal is lost.
 
-use sriov_host::mac::MacAddr;
 use sriov_host::netlink::Route;
 use sriov_host::netns::NetNs;
 use sriov_host::pci::PciAddress;
-use sriov_host::rate::Mbps;
-use sriov_host::vf::{VfAttributes, VfIndex, VfLinkState, VfVlan};
+use sriov_host::vf::{VfAttributes, VfIndex};
 
 use super::boot_id;
 use crate::Context;
 use crate::attach::AttachError;
 use crate::device::{listed, locate};
-use crate::device_id::DeviceId;
 use crate::journal::{ATTEMPT_LOST, Applied, Journal, Original, OriginalNetdev, Owner, Phase, VERSION};
 use crate::log::Level;
 use crate::vf_plan;
 use crate::vlan_set::VlanSet;
+use sriov_host::device_id::DeviceId;
 
 /// What can still be told of an attachment whose journal is lost: the VF is in the namespace of this very call, so that it is this container's,
 /// and what the configuration asks was set. It goes back to what a fresh VF has. `None` when it is anywhere else: then nothing says whose it is.
@@ -30,18 +28,7 @@ pub(crate) fn lost(ctx: &Context<'_>, vf: DeviceId, owner: (&str, &str)) -> Resu
     let Some(link) = listed(&Route::open_in(&netns).map_err(AttachError::from)?, vf)? else { return Ok(None) };
     ctx.log.write(Level::Warning, &format_args!("VF {vf} has no journal: it goes back to the host as a fresh VF"));
     let netdev = link.netdev;
-    let fresh = VfAttributes {
-        index: location.index,
-        mac: MacAddr::ZERO,
-        vlan: VfVlan::default(),
-        min_tx_rate: Mbps(0),
-        max_tx_rate: Mbps(0),
-        spoof_check: Some(true),
-        trust: Some(false),
-        link_state: Some(VfLinkState::Auto),
-        node_guid: None,
-        port_guid: None,
-    };
+    let fresh = VfAttributes::fresh(location.index);
     let wanted = ctx.conf.vf_request(ctx.request.args_mac.as_deref()).ok().filter(|_| location.pf.is_some());
     // An address that was not asked for may be the administrator's.
     let mac = wanted.as_ref().and_then(|wanted| wanted.mac).and(link.permanent_mac);

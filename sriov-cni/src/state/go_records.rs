@@ -8,8 +8,8 @@ use std::time::SystemTime;
 use serde_json::Value;
 
 use super::{StateError, Store, failed, read_whole, whole, write_private};
-use crate::device_id::DeviceId;
 use crate::journal::Owner;
+use sriov_host::device_id::DeviceId;
 
 /// A record in the Go plugin's form.
 #[derive(Clone, Debug)]

@@ -10,7 +10,7 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use super::{StateError, Store, failed};
-use crate::device_id::DeviceId;
+use sriov_host::device_id::DeviceId;
 
 /// A VF's lock, held until dropped.
 #[derive(Debug)]

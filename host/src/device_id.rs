@@ -1,6 +1,5 @@
-//! Pure: what names a device: the PCI address of a VF, or the name of a sub-function on the auxiliary bus.
-//!
-//! A vDPA device has the id of the VF that it is made of; the Go operator's name for it (`vdpa:0000:65:00.2`) is taken, too.
+//! Pure: what names a device that pods get: the PCI address of a function, or the name of a subfunction on the auxiliary bus. The kubelet, CNI
+//! configurations and journals hold it as text.
 //!
 //! Invariant: an id is the name of a folder of sysfs and of our own files, so that it never holds a separator.
 
@@ -8,14 +7,15 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use sriov_host::pci::PciAddress;
 
-/// Longest name of a sub-function that is taken: `mlx5_core.sf.4294967295`. No other driver of the kernel's tree makes sub-functions.
+use crate::pci::PciAddress;
+
+/// Longest name of a subfunction that is taken: `mlx5_core.sf.4294967295`. No other driver of the kernel's tree makes subfunctions.
 const NAME_BYTES: usize = 23;
 
-/// The name of a sub-function's device on the auxiliary bus: driver, `.sf.`, number (`mlx5_core.sf.4`).
+/// The name of a subfunction on the auxiliary bus: driver, `sf`, number (`mlx5_core.sf.4`).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SubFunction {
+pub struct SfName {
     bytes: [u8; NAME_BYTES],
     length: u8,
 }
@@ -24,33 +24,34 @@ pub struct SubFunction {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum DeviceId {
-    /// A VF.
+    /// A PCI function.
     Pci(PciAddress),
-    /// A sub-function.
-    SubFunction(SubFunction),
+    /// A subfunction.
+    Sf(SfName),
 }
 
 /// A text that names no device.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{given:?} is neither the PCI address of a VF, as 0000:3b:02.1, nor the name of a sub-function, as mlx5_core.sf.4")]
+#[error("{given:?} is neither a PCI address, as 0000:3b:02.1, nor the name of a subfunction, as mlx5_core.sf.4")]
 pub struct DeviceIdError {
-    given: String,
+    /// The refused text.
+    pub given: String,
 }
 
 impl DeviceId {
-    /// The PCI address of a VF; `None` for a sub-function.
+    /// The address of a PCI function; `None` for a subfunction.
     pub fn pci(self) -> Option<PciAddress> {
         match self {
             Self::Pci(address) => Some(address),
-            Self::SubFunction(_) => None,
+            Self::Sf(_) => None,
         }
     }
 
-    /// The device's folder in sysfs.
-    pub(crate) fn folder(self) -> String {
+    /// The device's folder in sysfs, as a path on the machine.
+    pub fn folder(self) -> String {
         match self {
-            Self::Pci(address) => format!("/sys/bus/pci/devices/{address}"),
-            Self::SubFunction(name) => format!("/sys/bus/auxiliary/devices/{name}"),
+            Self::Pci(address) => crate::pci_device(address),
+            Self::Sf(name) => name.folder(),
         }
     }
 }
@@ -65,7 +66,7 @@ impl fmt::Display for DeviceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Pci(address) => address.fmt(f),
-            Self::SubFunction(name) => name.fmt(f),
+            Self::Sf(name) => name.fmt(f),
         }
     }
 }
@@ -74,10 +75,7 @@ impl FromStr for DeviceId {
     type Err = DeviceIdError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if let Ok(address) = text.strip_prefix("vdpa:").unwrap_or(text).parse() {
-            return Ok(Self::Pci(address));
-        }
-        SubFunction::parse(text).map(Self::SubFunction).ok_or_else(|| DeviceIdError { given: text.to_owned() })
+        text.parse().map(Self::Pci).or_else(|_| text.parse().map(Self::Sf))
     }
 }
 
@@ -95,11 +93,16 @@ impl From<DeviceId> for String {
     }
 }
 
-impl SubFunction {
-    fn parse(text: &str) -> Option<Self> {
+impl SfName {
+    /// Its folder in sysfs, as a path on the machine.
+    pub fn folder(self) -> String {
+        format!("{}/{self}", crate::auxiliary::DEVICES)
+    }
+
+    fn read(text: &str) -> Option<Self> {
         let (driver, number) = text.split_once(".sf.")?;
         let is_name = !driver.is_empty() && driver.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
-        let is_number = !number.is_empty() && number.len() <= 10 && number.bytes().all(|byte| byte.is_ascii_digit());
+        let is_number = (1..=10).contains(&number.len()) && number.bytes().all(|byte| byte.is_ascii_digit());
         if !is_name || !is_number {
             return None;
         }
@@ -113,13 +116,21 @@ impl SubFunction {
     }
 }
 
-impl fmt::Display for SubFunction {
+impl FromStr for SfName {
+    type Err = DeviceIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::read(text).ok_or_else(|| DeviceIdError { given: text.to_owned() })
+    }
+}
+
+impl fmt::Display for SfName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
 }
 
-impl fmt::Debug for SubFunction {
+impl fmt::Debug for SfName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.as_str().fmt(f)
     }
@@ -130,10 +141,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_is_a_pci_address_or_a_sub_function() {
+    fn an_id_is_a_pci_address_or_a_subfunction() {
         for (text, id, folder) in [
             ("0000:3B:02.1", "0000:3b:02.1", "/sys/bus/pci/devices/0000:3b:02.1"),
-            ("vdpa:0000:3b:02.1", "0000:3b:02.1", "/sys/bus/pci/devices/0000:3b:02.1"),
             ("mlx5_core.sf.4", "mlx5_core.sf.4", "/sys/bus/auxiliary/devices/mlx5_core.sf.4"),
             ("mlx5_core.sf.4294967295", "mlx5_core.sf.4294967295", "/sys/bus/auxiliary/devices/mlx5_core.sf.4294967295"),
         ] {
@@ -148,8 +158,12 @@ mod tests {
         for text in [
             "",
             "..",
+            "mlx5_core.sf",
             "mlx5_core.sf.",
+            "mlx5_core.sf.x",
+            "mlx5_core.sf.4.5",
             ".sf.4",
+            "a/b.sf.4",
             "mlx5_core.sf.4/../..",
             "../mlx5_core.sf.4",
             "mlx5_core.eth.4",
