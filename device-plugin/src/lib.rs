@@ -32,3 +32,4 @@ pub mod server;
 pub mod socket;
 pub mod watch;
 pub mod watcher;
+pub mod whole_look;

@@ -62,7 +62,7 @@ impl Wants {
 }
 
 /// What changed since the last look.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Changes {
     /// Look at everything.
     pub everything: bool,
@@ -79,6 +79,16 @@ pub struct Changes {
 }
 
 impl Changes {
+    /// Adds what changed later.
+    pub fn add(&mut self, later: Self) {
+        self.everything |= later.everything;
+        self.functions.extend(later.functions);
+        self.subfunctions.extend(later.subfunctions);
+        self.net.extend(later.net);
+        self.claims |= later.claims;
+        self.reporters |= later.reporters;
+    }
+
     /// Whether nothing changed.
     pub fn is_empty(&self) -> bool {
         !self.everything && self.functions.is_empty() && self.subfunctions.is_empty() && self.net.is_empty() && !self.claims && !self.reporters

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use sriov_host::discover::DiscoverError;
 use sriov_host::host_use::HostUse;
-use tokio::task::JoinError;
+use tokio::task::{JoinError, spawn_blocking};
 
 use crate::config::{self, Config};
 use crate::kubelet::KUBELET_SOCKET;
@@ -22,6 +22,7 @@ use crate::select::{select, withheld};
 use crate::server::{Node, Serving, folder_of};
 use crate::socket::Identity;
 use crate::watch::{Events, FolderWatch, WatchError};
+use crate::whole_look::WholeLook;
 use crate::{cdi, device_info};
 use sriov_host::device_id::DeviceId;
 
@@ -45,7 +46,7 @@ pub enum RunError {
     Discover(#[from] DiscoverError),
     /// A thread of this process died.
     #[error("failed to finish a look at the machine: {0}")]
-    Join(#[from] tokio::task::JoinError),
+    Join(#[from] JoinError),
 }
 
 /// A config file that could not be read.
@@ -84,6 +85,7 @@ pub async fn run(settings: Settings, node: Arc<Node>, pods: Option<PodResources>
     loop {
         let mut changes = Changes::default();
         let mut loaded = false;
+        let mut found = None;
         tokio::select! {
             () = &mut stop => break,
             told = config_folder.changed() => {
@@ -91,6 +93,7 @@ pub async fn run(settings: Settings, node: Arc<Node>, pods: Option<PodResources>
                 loaded = plugin.load();
             }
             () = events.ready() => {}
+            looked = plugin.whole.found() => found = Some(looked),
             told = journals.changed() => {
                 told?;
                 changes.claims = true;
@@ -105,10 +108,14 @@ pub async fn run(settings: Settings, node: Arc<Node>, pods: Option<PodResources>
         // A VF may have come into another pool, where it must not be offered while a pod has it; the journal's own event may come after this one.
         changes.claims |= loaded;
         let sweep = changes.claims;
+        plugin.whole.note(&changes);
+        if let Some(found) = found {
+            changes = plugin.adopt(found?, changes);
+        }
         plugin.follow(changes).await?;
-        if loaded {
-            // The new pools are offered by now. This finds what no event told, and what only the new file asks for.
-            plugin.follow(Changes { everything: true, ..Changes::default() }).await?;
+        if loaded || plugin.whole.is_due() {
+            // The new pools are offered by now. This finds what no event told.
+            plugin.look_whole();
         }
         if sweep {
             plugin.sweep().await;
@@ -129,6 +136,7 @@ struct Plugin {
     refused: Option<String>,
     /// Looked at on threads for blocking calls, one at a time.
     machine: Arc<Mutex<Machine>>,
+    whole: WholeLook,
     /// What is not offered because the host uses it, to say it once.
     withheld: BTreeMap<DeviceId, HostUse>,
     /// The kubelet with which the pools are registered.
@@ -146,17 +154,15 @@ struct Offer {
 
 impl Plugin {
     async fn start(settings: Settings, node: Arc<Node>, pods: Option<PodResources>) -> Result<Self, RunError> {
-        let (loading, looking) = (settings.clone(), node.clone());
-        let look = move || {
-            // What the file asks for decides how closely is looked; it is read again below, where it counts.
-            let wants = loading.load().map(|config| Wants::of(&config.pools)).unwrap_or_default();
-            Machine::look(looking.host.clone(), looking.claims.clone(), wants)
-        };
-        let machine = Arc::new(Mutex::new(tokio::task::spawn_blocking(look).await??));
+        // What the file asks for decides how closely is looked. A change from now on wakes the loop.
+        let loaded = settings.load();
+        let wants = loaded.as_ref().map(|config| Wants::of(&config.pools)).unwrap_or_default();
+        let (host, claims) = (node.host.clone(), node.claims.clone());
+        let machine = Arc::new(Mutex::new(spawn_blocking(move || Machine::look(host, claims, wants)).await??));
         let kubelet = Identity::of(&node.sockets.join(KUBELET_SOCKET));
         let (config, withheld, serving) = (Arc::new(Config::default()), BTreeMap::new(), BTreeMap::new());
-        let mut plugin = Self { settings, node, pods, config, refused: None, machine, withheld, kubelet, serving };
-        plugin.load();
+        let mut plugin = Self { settings, node, pods, config, refused: None, machine, whole: WholeLook::default(), withheld, kubelet, serving };
+        plugin.take(loaded);
         plugin.follow(Changes::default()).await?;
         plugin.sweep().await;
         Ok(plugin)
@@ -164,7 +170,12 @@ impl Plugin {
 
     /// Reads the file again, and keeps the last good one if it cannot be read. Whether there is a file to follow.
     fn load(&mut self) -> bool {
-        match self.settings.load() {
+        let loaded = self.settings.load();
+        self.take(loaded)
+    }
+
+    fn take(&mut self, loaded: Result<Config, LoadError>) -> bool {
+        match loaded {
             Ok(config) => {
                 self.refused = None;
                 self.node.metrics.loaded(config.errors.len(), false);
@@ -189,6 +200,22 @@ impl Plugin {
         }
     }
 
+    fn look_whole(&mut self) {
+        let (host, claims, wants) = (self.node.host.clone(), self.node.claims.clone(), Wants::of(&self.config.pools));
+        self.whole.start(move || Machine::look(host, claims, wants));
+    }
+
+    /// Takes what a whole look found, and gives what is to be looked at again: all that was told since it began.
+    fn adopt(&mut self, looked: Result<Machine, DiscoverError>, later: Changes) -> Changes {
+        let mut changes = self.whole.told();
+        changes.add(later);
+        match looked {
+            Ok(found) => *self.machine.lock().unwrap_or_else(PoisonError::into_inner) = found,
+            Err(error) => tracing::error!(%error, "failed to look at the machine, its devices stay as they were"),
+        }
+        changes
+    }
+
     /// Looks at what changed and offers what follows from it. A look that fails leaves all as it was.
     async fn follow(&mut self, changes: Changes) -> Result<(), JoinError> {
         let (machine, config) = (self.machine.clone(), self.config.clone());
@@ -200,7 +227,7 @@ impl Plugin {
                 facts.held.keys().filter(|address| !facts.functions.contains_key(address)).map(|address| DeviceId::from(*address)).collect();
             Ok::<_, DiscoverError>(Offer { pools: select(&config.pools, facts), withheld: withheld(&config.pools, facts), orphans })
         };
-        match tokio::task::spawn_blocking(look).await? {
+        match spawn_blocking(look).await? {
             Ok(offer) => self.serve(offer),
             Err(error) => tracing::error!(%error, "failed to look at the machine, its devices stay as they were"),
         }
