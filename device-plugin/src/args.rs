@@ -42,6 +42,12 @@ pub struct Args {
     /// Address of `/metrics` and `/healthz`, such as 0.0.0.0:9808; without it there are none.
     #[arg(long)]
     pub http_address: Option<std::net::SocketAddr>,
+    /// File that is made when the kubelet has taken all pools that there are at the start, so that an older instance may end.
+    #[arg(long)]
+    pub ready_file: Option<PathBuf>,
+    /// Exit with 0 if there is `--ready-file`, else with 1: for startup probes.
+    #[arg(long, requires = "ready_file")]
+    pub is_ready: bool,
     /// Print what would be offered and exit; the exit code is 1 when a resource had to be left out.
     #[arg(long)]
     pub once: bool,

@@ -5,6 +5,8 @@
 //! Invariant: what cannot be read is missing in the answer, and never keeps the rest from being told or a device from being given.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
@@ -17,10 +19,13 @@ use sriov_host::function::{self, NETWORK_CLASS};
 use sriov_host::netlink::Route;
 use sriov_host::pci::PciAddress;
 use sriov_host::vf::{VfCounters, VfIndex};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 use crate::metrics::{Metrics, VfSample};
 use crate::pod_resources::{Owner, PodResources};
+
+/// Connections that wait to be taken; those of a few scrapers.
+const BACKLOG: u32 = 16;
 
 /// What answers are made of.
 #[derive(Clone, Debug)]
@@ -33,8 +38,17 @@ pub struct Sources {
     pub pods: Option<PodResources>,
 }
 
+/// Listens on `address`, also while an older instance of this program does: the newer one answers alone when that has ended.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.set_reuseport(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
 /// Answers on `listener` until the process ends.
-pub async fn serve(listener: TcpListener, sources: Sources) -> std::io::Result<()> {
+pub async fn serve(listener: TcpListener, sources: Sources) -> io::Result<()> {
     let router = Router::new().route("/healthz", get(|| async { "ok\n" })).route("/metrics", get(metrics)).with_state(sources);
     axum::serve(listener, router).await
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tonic::transport::Endpoint;
 
 use crate::api::deviceplugin_v1beta1::registration_client::RegistrationClient;
@@ -69,6 +69,8 @@ pub struct Registrar<F> {
     pub options: F,
     /// A reason to register again.
     pub again: Arc<Notify>,
+    /// Becomes true when a kubelet has taken the pool and an older instance may end.
+    pub taken: watch::Sender<bool>,
     /// What happens is counted here.
     pub metrics: Arc<Metrics>,
 }
@@ -113,13 +115,17 @@ impl<F: Fn() -> DevicePluginOptions> Registrar<F> {
 
     /// Returns when there is a reason to register again; the end of an older instance is one.
     async fn until_again(&self, elder: &mut Option<Elder>) {
-        let Some(older) = elder else { return self.again.notified().await };
+        let Some(older) = elder else {
+            self.taken.send_replace(true);
+            return self.again.notified().await;
+        };
         match handover::detach(&self.folder, &self.pool).await {
             Ok(()) => tracing::info!(pool = %self.pool, "taking over from an older instance"),
             Err(error) => {
                 tracing::warn!(pool = %self.pool, %error, "an older instance will take the pool from the kubelet for a moment when it ends");
             }
         }
+        self.taken.send_replace(true);
         tokio::select! {
             () = older.ended() => *elder = None,
             () = self.again.notified() => return,

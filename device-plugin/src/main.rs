@@ -18,7 +18,6 @@ use sriov_device_plugin::select::{select, withheld};
 use sriov_device_plugin::server::Node;
 use sriov_device_plugin::{once, privileges};
 use sriov_host::Host;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::level_filters::LevelFilter;
 
@@ -38,7 +37,11 @@ fn main() -> ExitCode {
 fn start(args: Args) -> Result<ExitCode> {
     // Any resource name will do to find out about the prefix.
     PoolName::new(&args.resource_prefix, "any").context("--resource-prefix")?;
-    let settings = Settings { config_file: args.config_file.clone(), resource_prefix: args.resource_prefix.clone() };
+    let settings =
+        Settings { config_file: args.config_file.clone(), resource_prefix: args.resource_prefix.clone(), ready_file: args.ready_file.clone() };
+    if let Some(file) = args.ready_file.as_ref().filter(|_| args.is_ready) {
+        return Ok(if file.exists() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
     if args.once {
         return print_once(&args, &settings);
     }
@@ -62,10 +65,10 @@ async fn serve(args: Args, settings: Settings) -> Result<()> {
     let host = Host::at(&args.root);
     if let Some(address) = args.http_address {
         let sources = Sources { host: host.clone(), metrics: metrics.clone(), pods: pods.clone() };
-        let listener = TcpListener::bind(address).await.with_context(|| format!("listen on --http-address {address}"));
+        let listener = http::listen(address).with_context(|| format!("listen on --http-address {address}"));
         match listener {
             Ok(listener) => drop(tokio::spawn(http::serve(listener, sources))),
-            // During an upgrade the older instance may still have the port. Devices matter more than numbers about them.
+            // Devices matter more than numbers about them.
             Err(error) => tracing::error!("no metrics: {error:#}"),
         }
     }

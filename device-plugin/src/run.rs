@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use sriov_host::discover::DiscoverError;
 use sriov_host::host_use::HostUse;
+use tokio::sync::watch;
 use tokio::task::{JoinError, spawn_blocking};
 
 use crate::config::{self, Config};
@@ -33,6 +34,8 @@ pub struct Settings {
     pub config_file: PathBuf,
     /// Prefix of resources that name none.
     pub resource_prefix: String,
+    /// Made when the kubelet has taken the pools.
+    pub ready_file: Option<PathBuf>,
 }
 
 /// What ends the process with an error.
@@ -80,7 +83,15 @@ pub async fn run(settings: Settings, node: Arc<Node>, pods: Option<PodResources>
     let mut socket_folder = FolderWatch::start(&node.sockets)?;
     let mut journals = FolderWatch::start(&node.claims.journals())?;
     let mut events = Events::listen();
+    let ready_file = settings.ready_file.clone();
+    if let Some(file) = &ready_file {
+        // A container that starts again finds that of the one before.
+        let _ = fs::remove_file(file);
+    }
     let mut plugin = Plugin::start(settings, node, pods).await?;
+    if let Some(file) = ready_file {
+        tokio::spawn(tell_ready(file, plugin.serving.values().map(Serving::taken).collect()));
+    }
     let mut stop = std::pin::pin!(stop);
     loop {
         let mut changes = Changes::default();
@@ -316,6 +327,16 @@ impl Plugin {
                 tracing::warn!(pool = %name, %error, "failed to remove the pool's socket");
             }
         }
+    }
+}
+
+/// Makes the file when the kubelet has taken all these pools; one that has gone meanwhile is not waited for.
+async fn tell_ready(file: PathBuf, pools: Vec<watch::Receiver<bool>>) {
+    for mut taken in pools {
+        let _ = taken.wait_for(|taken| *taken).await;
+    }
+    if let Err(error) = fs::write(&file, "") {
+        tracing::error!(file = %file.display(), %error, "failed to make the file that says that all pools are registered");
     }
 }
 

@@ -254,6 +254,7 @@ pub struct Serving {
     node: Arc<Node>,
     pool: watch::Sender<Arc<Pool>>,
     path: PathBuf,
+    taken: watch::Sender<bool>,
     bound: Option<Bound>,
 }
 
@@ -278,7 +279,7 @@ impl Serving {
     pub fn new(node: Arc<Node>, pool: Pool) -> Self {
         let path = node.sockets.join(pool.name.socket_name());
         node.write_cdi(&pool);
-        Self { node, pool: watch::Sender::new(Arc::new(pool)), path, bound: None }
+        Self { node, pool: watch::Sender::new(Arc::new(pool)), path, taken: watch::Sender::new(false), bound: None }
     }
 
     /// The pool as it is offered.
@@ -316,7 +317,8 @@ impl Serving {
         let streams = Streams { newest: Arc::default(), again: again.clone() };
         let service = Service { node: self.node.clone(), pool: self.pool.subscribe(), streams };
         let (pool, metrics) = (self.pool().name.clone(), self.node.metrics.clone());
-        let introduction = self.node.found_by_kubelet.then(|| Introduction { pool: pool.clone(), metrics: metrics.clone() });
+        let taken = self.taken.clone();
+        let introduction = self.node.found_by_kubelet.then(|| Introduction { pool: pool.clone(), taken: taken.clone(), metrics: metrics.clone() });
         let server = tonic::transport::Server::builder()
             .add_service(DevicePluginServer::new(service))
             .add_optional_service(introduction.map(RegistrationServer::new));
@@ -338,10 +340,15 @@ impl Serving {
         } else {
             let offered = self.pool.subscribe();
             let options = move || options(&offered.borrow());
-            tokio::spawn(Registrar { folder: self.node.sockets.clone(), pool, options, again: again.clone(), metrics }.run(elder))
+            tokio::spawn(Registrar { folder: self.node.sockets.clone(), pool, options, again: again.clone(), taken, metrics }.run(elder))
         };
         self.bound = Some(Bound { identity, again, registrar, _serving: serving });
         Ok(true)
+    }
+
+    /// Becomes true when a kubelet has taken the pool for the first time.
+    pub fn taken(&self) -> watch::Receiver<bool> {
+        self.taken.subscribe()
     }
 
     /// Registers again: there is a new kubelet.

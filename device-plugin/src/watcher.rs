@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tonic::{Request, Response, Status};
 
 use crate::api::pluginregistration_v1 as api;
@@ -30,6 +30,8 @@ const SETTLED: Duration = Duration::from_secs(3);
 pub struct Introduction {
     /// The pool behind it.
     pub pool: PoolName,
+    /// Becomes true when the kubelet has taken it.
+    pub taken: watch::Sender<bool>,
     /// What the kubelet makes of it is counted here.
     pub metrics: Arc<Metrics>,
 }
@@ -53,6 +55,7 @@ impl Registration for Introduction {
         let status = status.into_inner();
         self.metrics.registered(&self.pool, status.plugin_registered);
         if status.plugin_registered {
+            self.taken.send_replace(true);
             tracing::info!(pool = %self.pool, "registered with the kubelet");
         } else {
             // It tries again by itself, with growing pauses.

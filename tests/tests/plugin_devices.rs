@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -208,5 +209,23 @@ async fn it_tells_its_numbers_and_has_no_capabilities() -> Result<()> {
         assert!(status.contains(&format!("{set}:\t0000000000000000")), "{status}");
     }
     assert!(status.contains("NoNewPrivs:\t1"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_next_instance_tells_its_numbers_at_the_same_address() -> Result<()> {
+    let mut bench = Bench::new()?;
+    bench.configure(&pools(&[pool("nics", "0-2", "igbvf")]).to_string())?;
+    let kubelet = Kubelet::start(&bench.sockets(), 0)?;
+    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let arguments = ["--http-address", &address.to_string()];
+    bench.start_with(&arguments)?;
+    kubelet.until_resource("openshift.io/nics", has(&VFS[..3])).await?;
+    let newer = bench.command(&arguments)?.stderr(Stdio::null()).spawn()?;
+    kubelet.until_resource("openshift.io/nics", |resource| resource.registrations > 1).await?;
+    bench.terminate()?;
+    bench.plugin = Some(newer);
+    let text = tokio::task::spawn_blocking(move || get(address, "/metrics")).await??;
+    assert!(text.contains(r#"sriov_device_plugin_devices{pool="openshift.io/nics",health="Healthy",reason=""} 3"#), "{text}");
     Ok(())
 }
