@@ -12,8 +12,10 @@ pub const DEFAULT_CONFIG: &str = "default";
 pub const LEGACY_DEFAULT_POLICY: &str = "default";
 /// ConfigMap in the operator's namespace: key -> `"<vendor> <PF device> <VF device>"`, hexadecimal.
 pub const SUPPORTED_NIC_IDS: &str = "supported-nic-ids";
-/// Name of the DaemonSet that runs on selected nodes.
+/// Name of the DaemonSet with the config daemon, on selected nodes.
 pub const NODE_DAEMON_SET: &str = "sriov-network-config-daemon";
+/// Name of the DaemonSet with the device plugin, on the same nodes.
+pub const PLUGIN_DAEMON_SET: &str = "sriov-device-plugin";
 
 /// On a node state: RFC 3339 time after which it is deleted when its node is not selected any more.
 pub const KEEP_STATE_UNTIL: &str = "sriovnetwork.openshift.io/keep-state-until";

@@ -81,7 +81,7 @@ fn node_links(chain: &mut Chain, snapshot: &Snapshot, name: &str) {
         Some(_) => Ok(name.to_owned()),
         None => broken("there is none", "look at the operator: kubectl -n sriov-network-operator logs deployment/sriov-network-operator"),
     });
-    chain.link("the config daemon runs on the node", || daemon(snapshot, name));
+    chain.link("the config daemon runs on the node", || runs(snapshot, name, keys::NODE_DAEMON_SET));
     let empty = SriovNetworkNodeState::default();
     let state = snapshot.state(name).unwrap_or(&empty);
     let status = state.status.clone().unwrap_or_default();
@@ -131,14 +131,15 @@ fn node_links(chain: &mut Chain, snapshot: &Snapshot, name: &str) {
         Some(ready) => broken(format!("{}: {}", ready.reason, ready.message), "the message says what is refused or waited for"),
         None => broken("no condition Ready", "look at the log of the container config-daemon in the node's pod"),
     });
+    chain.link("the device plugin runs on the node", || runs(snapshot, name, keys::PLUGIN_DAEMON_SET));
     chain.link("the kubelet offers the devices", || offered(snapshot, name, state));
 }
 
-fn daemon(snapshot: &Snapshot, node: &str) -> Finding {
-    let labelled = |pod: &&Pod| pod.metadata.labels.as_ref().and_then(|labels| labels.get("app")).is_some_and(|app| app == keys::NODE_DAEMON_SET);
+fn runs(snapshot: &Snapshot, node: &str, daemon_set: &str) -> Finding {
+    let labelled = |pod: &&Pod| pod.metadata.labels.as_ref().and_then(|labels| labels.get("app")).is_some_and(|app| app == daemon_set);
     let here = |pod: &&Pod| pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(node);
     let Some(pod) = snapshot.pods.iter().filter(labelled).find(here) else {
-        return broken("no pod of the DaemonSet is on it", format!("kubectl -n sriov-network-operator describe daemonset {}", keys::NODE_DAEMON_SET));
+        return broken("no pod of the DaemonSet is on it", format!("kubectl -n sriov-network-operator describe daemonset {daemon_set}"));
     };
     let name = pod.metadata.name.clone().unwrap_or_default();
     let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.clone()).unwrap_or_default();
@@ -187,7 +188,9 @@ fn offered(snapshot: &Snapshot, name: &str, state: &SriovNetworkNodeState) -> Fi
     for pool in pools {
         let found = allocatable.iter().find(|(resource, _)| resource.ends_with(&format!("/{pool}")));
         match found.map(|(resource, quantity)| (resource, quantity.0.as_str())) {
-            None | Some((_, "0")) => return broken(format!("none of {pool}"), "look at the log of the container device-plugin in the node's pod"),
+            None | Some((_, "0")) => {
+                return broken(format!("none of {pool}"), "look at the log of the node's pod of the DaemonSet sriov-device-plugin");
+            }
             Some((resource, count)) => counts.push(format!("{count} of {resource}")),
         }
     }

@@ -83,7 +83,9 @@ pub async fn uninstall(client: &Client, namespace: &str, secret: &str) -> Result
         resources::delete(&Api::<ValidatingWebhookConfiguration>::all(client.clone()), "ValidatingWebhookConfiguration", name).await?;
         resources::delete(&Api::<MutatingWebhookConfiguration>::all(client.clone()), "MutatingWebhookConfiguration", name).await?;
     }
-    Box::pin(delete_daemon_set(client, namespace)).await?;
+    for name in [keys::NODE_DAEMON_SET, keys::PLUGIN_DAEMON_SET] {
+        Box::pin(delete_daemon_set(client, namespace, name)).await?;
+    }
     let states: Api<SriovNetworkNodeState> = Api::namespaced(client.clone(), namespace);
     for state in names("SriovNetworkNodeState", &states).await? {
         resources::delete(&states, "SriovNetworkNodeState", &state.name_any()).await?;
@@ -109,18 +111,18 @@ pub async fn uninstall(client: &Client, namespace: &str, secret: &str) -> Result
     Ok(())
 }
 
-/// Deletes the node DaemonSet and waits until its pods are gone, so that no daemon writes a node state again.
-async fn delete_daemon_set(client: &Client, namespace: &str) -> Result<(), InstallationError> {
+/// Deletes a DaemonSet of nodes and waits until its pods are gone, so that no daemon writes a node state again.
+async fn delete_daemon_set(client: &Client, namespace: &str, name: &str) -> Result<(), InstallationError> {
     let daemon_sets: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
-    let found = daemon_sets.get_opt(keys::NODE_DAEMON_SET).await.map_err(|e| RequestFailed::new("read", "DaemonSet", keys::NODE_DAEMON_SET, e))?;
+    let found = daemon_sets.get_opt(name).await.map_err(|e| RequestFailed::new("read", "DaemonSet", name, e))?;
     let Some(found) = found else { return Ok(()) };
     // Foreground: it is gone when its pods are.
-    let foreground = daemon_sets.delete(keys::NODE_DAEMON_SET, &DeleteParams::foreground()).await;
-    foreground.map_err(|e| RequestFailed::new("delete", "DaemonSet", keys::NODE_DAEMON_SET, e))?;
+    let foreground = daemon_sets.delete(name, &DeleteParams::foreground()).await;
+    foreground.map_err(|e| RequestFailed::new("delete", "DaemonSet", name, e))?;
     let identity = found.uid().unwrap_or_default();
-    let gone = await_condition(daemon_sets, keys::NODE_DAEMON_SET, is_deleted(&identity));
-    within(keys::NODE_DAEMON_SET, "deleted", Box::pin(gone)).await?;
-    info!("the node DaemonSet is gone");
+    let gone = await_condition(daemon_sets, name, is_deleted(&identity));
+    within(name, "deleted", Box::pin(gone)).await?;
+    info!(name, "a DaemonSet of nodes is gone");
     Ok(())
 }
 

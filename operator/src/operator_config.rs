@@ -1,14 +1,15 @@
-//! I/O: the operator configuration -> the node DaemonSet. `gather -> validate -> build -> apply -> report`, as functions; the DaemonSet itself is built
-//! in `daemon_set`, `gates` knows the feature gates, `legacy` what the Go operator left (all pure).
+//! I/O: the operator configuration -> the DaemonSets of nodes. `gather -> validate -> build -> apply -> report`, as functions; the DaemonSets are built
+//! in `daemon_sets`, `gates` knows the feature gates, `legacy` what the Go operator left (all pure).
 //!
-//! Without an operator configuration the defaults hold, and its deletion takes nothing away: the DaemonSet has no owner, and the configuration no
-//! finalizer. Invariant: the DaemonSet's selector is the one that `node_policy` uses, so that a node has a daemon exactly when it has a node state.
+//! Without an operator configuration the defaults hold, and its deletion takes nothing away: the DaemonSets have no owner, and the configuration no
+//! finalizer. Invariant: the DaemonSets' selector is the one that `node_policy` uses, so that a node has a daemon exactly when it has a node state.
 
-mod daemon_set;
+mod daemon_sets;
 pub(crate) mod gates;
 mod legacy;
 
 use std::fmt;
+use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::core::DeserializeGuard;
@@ -23,13 +24,16 @@ use crate::context::Context;
 use crate::queue::{self, Next, Retry, Retryable};
 use crate::resources::{self, RequestFailed};
 
+/// Our DaemonSets, in the order in which they are applied.
+const OURS: [&str; 2] = [keys::NODE_DAEMON_SET, keys::PLUGIN_DAEMON_SET];
+
 /// The one thing that is reconciled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Everything;
 
 impl fmt::Display for Everything {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DaemonSet {}", keys::NODE_DAEMON_SET)
+        write!(f, "DaemonSets {} and {}", OURS[0], OURS[1])
     }
 }
 
@@ -80,7 +84,7 @@ pub async fn run(context: &Context) {
     });
     let daemon_sets = Api::namespaced(context.client.clone(), namespace);
     let daemon_sets = caches.daemon_sets.watch(daemon_sets, watcher::Config::default(), |change| {
-        let concerns = change.new.or(change.old).is_some_and(|d| d.name_any() == keys::NODE_DAEMON_SET || legacy::is_leftover(d));
+        let concerns = change.new.or(change.old).is_some_and(|d| OURS.contains(&d.name_any().as_str()) || legacy::is_leftover(d));
         if concerns && (spec_changed(&change) || change.old.map(rollout) != change.new.map(rollout)) {
             queue.add(Everything);
         }
@@ -116,12 +120,10 @@ async fn reconcile(context: &Context, caches: &Caches) -> Result<Next, Error> {
     let config = gather(context, caches)?;
     context.set_log_level(config.as_ref().and_then(|c| c.spec.log_level));
     let unsupported = validate(config.as_ref().map(|c| &c.spec));
-    let daemon_set = daemon_set::build(config.as_ref(), &context.settings);
-    let there = caches.daemon_sets.get(&Key::new(&context.settings.namespace, keys::NODE_DAEMON_SET));
-    let applied = apply(context, caches, &daemon_set, there.as_deref()).await;
+    let applied = apply(context, caches, &daemon_sets::build(config.as_ref(), &context.settings)).await;
     if let Some(config) = &config {
-        let nodes = there.as_deref().and_then(rollout);
-        report(context, config, &verdict(applied.as_ref().err(), nodes, &unsupported)).await?;
+        let rollouts = OURS.iter().filter_map(|name| Some((*name, rollout(&*there(context, caches, name)?)?))).collect::<Vec<_>>();
+        report(context, config, &verdict(applied.as_ref().err(), &rollouts, &unsupported)).await?;
     }
     applied?;
     Ok(Next::Wait)
@@ -148,41 +150,52 @@ fn validate(spec: Option<&SriovOperatorConfigSpec>) -> Vec<String> {
     spec.map(|spec| gates::unsupported(&spec.feature_gates)).unwrap_or_default()
 }
 
-/// In this order: what would offer VFs a second time goes, then pods that are not ours, then ours come. The API server drops an apply that changes
+/// One of our DaemonSets as it is now.
+fn there(context: &Context, caches: &Caches, name: &str) -> Option<Arc<DaemonSet>> {
+    caches.daemon_sets.get(&Key::new(&context.settings.namespace, name))
+}
+
+/// In this order: what the Go operator left goes, then pods that are not ours, then ours come. The API server drops an apply that changes
 /// nothing.
-async fn apply(context: &Context, caches: &Caches, daemon_set: &DaemonSet, there: Option<&DaemonSet>) -> Result<(), RequestFailed> {
+async fn apply(context: &Context, caches: &Caches, daemon_sets: &[DaemonSet]) -> Result<(), RequestFailed> {
     const KIND: &str = "DaemonSet";
     let api: Api<DaemonSet> = Api::namespaced(context.client.clone(), &context.settings.namespace);
     for leftover in caches.daemon_sets.list().iter().filter(|daemon_set| legacy::is_leftover(daemon_set)) {
         resources::delete(&api, KIND, &leftover.name_any()).await?;
         tracing::info!(name = leftover.name_any(), "DaemonSet of the Go operator deleted");
     }
-    if let Some(there) = there {
-        if legacy::is_foreign(there, daemon_set) {
-            resources::delete(&api, KIND, keys::NODE_DAEMON_SET).await?;
-            tracing::info!(name = keys::NODE_DAEMON_SET, "DaemonSet with containers of others deleted; ours takes its place");
-        } else if legacy::is_owned_by_configuration(there) {
-            let others: Vec<_> = there.owner_references().iter().filter(|owner| owner.kind != "SriovOperatorConfig").collect();
-            let metadata = json!({ "ownerReferences": others, "resourceVersion": there.resource_version() });
-            resources::merge_metadata(&api, KIND, keys::NODE_DAEMON_SET, metadata).await?;
+    for daemon_set in daemon_sets {
+        let name = &daemon_set.name_any();
+        if let Some(there) = there(context, caches, name) {
+            if legacy::is_foreign(&there, daemon_set) {
+                resources::delete(&api, KIND, name).await?;
+                tracing::info!(name, "DaemonSet with containers of others deleted; ours takes its place");
+            } else if legacy::is_owned_by_configuration(&there) {
+                let others: Vec<_> = there.owner_references().iter().filter(|owner| owner.kind != "SriovOperatorConfig").collect();
+                let metadata = json!({ "ownerReferences": others, "resourceVersion": there.resource_version() });
+                resources::merge_metadata(&api, KIND, name, metadata).await?;
+            }
         }
+        resources::apply(&api, KIND, name, daemon_set).await?;
     }
-    resources::apply(&api, KIND, keys::NODE_DAEMON_SET, daemon_set).await
+    Ok(())
 }
 
-/// `Ready`, `Progressing` and `Degraded`. `nodes` are those that are to run the pod, and those that run the present one.
-fn verdict(failure: Option<&RequestFailed>, nodes: Option<(i32, i32)>, unsupported: &[String]) -> [Outcome; 3] {
+/// `Ready`, `Progressing` and `Degraded`. `rollouts` says of each DaemonSet how many nodes are to run its pod, and how many run the present one.
+fn verdict(failure: Option<&RequestFailed>, rollouts: &[(&str, (i32, i32))], unsupported: &[String]) -> [Outcome; 3] {
     let outcome = |kind, status, reason, message: String| Outcome { kind, status, reason, message };
-    let rolling = match nodes {
-        Some((wanted, updated)) if updated < wanted && failure.is_none() => {
-            outcome(PROGRESSING, true, reason::ROLLING_OUT, format!("{updated} of {wanted} nodes run the present pod of the node DaemonSet"))
-        }
-        _ => outcome(PROGRESSING, false, reason::READY, String::new()),
+    let behind = rollouts.iter().filter(|(_, (wanted, updated))| updated < wanted && failure.is_none());
+    let behind: Vec<_> =
+        behind.map(|(name, (wanted, updated))| format!("{updated} of {wanted} nodes run the present pod of DaemonSet {name}")).collect();
+    let rolling = if behind.is_empty() {
+        outcome(PROGRESSING, false, reason::READY, String::new())
+    } else {
+        outcome(PROGRESSING, true, reason::ROLLING_OUT, behind.join("; "))
     };
     let (reason, ready, degraded) = match (failure, unsupported) {
         (Some(failure), _) => (reason::SYNC_FAILED, failure.to_string(), failure.to_string()),
-        (None, []) => (reason::READY, "the node DaemonSet is in place".to_owned(), String::new()),
-        (None, some) => (reason::UNSUPPORTED, format!("the node DaemonSet is in place; not done: {}", some.join("; ")), some.join("; ")),
+        (None, []) => (reason::READY, "the DaemonSets of nodes are in place".to_owned(), String::new()),
+        (None, some) => (reason::UNSUPPORTED, format!("the DaemonSets of nodes are in place; not done: {}", some.join("; ")), some.join("; ")),
     };
     let fine = reason == reason::READY;
     [outcome(READY, fine, reason, ready), rolling, outcome(DEGRADED, !fine, reason, degraded)]
@@ -199,11 +212,15 @@ mod tests {
 
     #[test]
     fn a_rollout_is_progress_and_what_is_not_done_is_degraded() {
-        let says = |nodes, unsupported: &[String]| verdict(None, nodes, unsupported).map(|o| (o.status, o.reason));
-        assert_eq!(says(Some((3, 3)), &[]), [(true, reason::READY), (false, reason::READY), (false, reason::READY)]);
-        assert_eq!(says(None, &[]), says(Some((0, 0)), &[]));
-        assert_eq!(says(Some((3, 1)), &[])[1], (true, reason::ROLLING_OUT));
-        assert_eq!(says(Some((3, 3)), &["x".into()]), [(false, reason::UNSUPPORTED), (false, reason::READY), (true, reason::UNSUPPORTED)]);
+        let says = |nodes: &[(i32, i32)], unsupported: &[String]| {
+            let rollouts: Vec<_> = OURS.into_iter().zip(nodes.iter().copied()).collect();
+            verdict(None, &rollouts, unsupported).map(|o| (o.status, o.reason))
+        };
+        assert_eq!(says(&[(3, 3), (3, 3)], &[]), [(true, reason::READY), (false, reason::READY), (false, reason::READY)]);
+        assert_eq!(says(&[], &[]), says(&[(0, 0)], &[]));
+        assert_eq!(says(&[(3, 1)], &[])[1], (true, reason::ROLLING_OUT));
+        assert_eq!(says(&[(3, 3), (3, 2)], &[])[1], (true, reason::ROLLING_OUT));
+        assert_eq!(says(&[(3, 3)], &["x".into()]), [(false, reason::UNSUPPORTED), (false, reason::READY), (true, reason::UNSUPPORTED)]);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use sriov_crds::keys;
 use sriov_crds::node_state::{InterfaceStatus, SriovNetworkNodeState};
 
 use crate::lab::Lab;
@@ -28,6 +29,9 @@ use objects::{CAPABLE_LABEL, OPERATOR_NAMESPACE, RESOURCE_PREFIX};
 
 /// How long things may take in a guest without hardware virtualisation, on a machine with other work.
 pub const PATIENCE: Duration = Duration::from_mins(3);
+
+/// Where a node's kubelet writes its log.
+const KUBELET_LOG: &str = "/var/log/kubelet.log";
 
 /// A lab whose cluster the product is, or will be, installed on.
 #[derive(Debug)]
@@ -203,16 +207,37 @@ impl<'a> Cluster<'a> {
         Ok(text.trim().split(',').map(str::to_owned).collect())
     }
 
-    /// The pods of the node DaemonSet on a node.
+    /// The pods of both DaemonSets of nodes on a node.
     pub fn node_pods(&self, node: &str) -> Result<Vec<Pod>> {
-        let pods: Vec<Pod> = self.list(OPERATOR_NAMESPACE, "pods", "app=sriov-network-config-daemon")?;
+        let apps = format!("app in ({}, {})", keys::NODE_DAEMON_SET, keys::PLUGIN_DAEMON_SET);
+        let pods: Vec<Pod> = self.list(OPERATOR_NAMESPACE, "pods", &apps)?;
         Ok(pods.into_iter().filter(|p| p.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(node)).collect())
     }
 
-    /// How many pods the node DaemonSet wants.
+    /// How many pods the config daemon's DaemonSet wants.
     pub fn daemon_set_size(&self) -> Result<Option<i32>> {
-        let set: Option<DaemonSet> = self.get(OPERATOR_NAMESPACE, "daemonset", "sriov-network-config-daemon")?;
+        let set: Option<DaemonSet> = self.get(OPERATOR_NAMESPACE, "daemonset", keys::NODE_DAEMON_SET)?;
         Ok(set.and_then(|s| s.status).map(|s| s.desired_number_scheduled))
+    }
+
+    /// How many lines a node's kubelet has written to its log.
+    pub fn kubelet_log_lines(&self, number: u8) -> Result<usize> {
+        Ok(self.guest(number)?.read_text(KUBELET_LOG)?.lines().count())
+    }
+
+    /// What a kubelet's log says of a pool since its first `skip` lines: how many devices may be given, at each change. The device manager writes a
+    /// line whenever that number changes, so that no dip is too short to be seen.
+    pub fn kubelet_counts(&self, number: u8, resource: &str, skip: usize) -> Result<Vec<u32>> {
+        let log = self.guest(number)?.read_text(KUBELET_LOG)?;
+        let name = format!("resourceName=\"{RESOURCE_PREFIX}/{resource}\"");
+        let count = |line: &str| -> Option<u32> {
+            if line.contains("Endpoint became unhealthy") {
+                return Some(0);
+            }
+            line.contains("Processed device updates for resource")
+                .then(|| line.split_once("healthyCount=")?.1.split_whitespace().next()?.parse().ok())?
+        };
+        Ok(log.lines().skip(skip).filter(|line| line.contains(&name)).filter_map(count).collect())
     }
 
     /// A VF from its node's side.

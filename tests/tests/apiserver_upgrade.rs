@@ -11,7 +11,7 @@ use sriov_tests::apiserver::cluster::{Cluster, NAMESPACE, SOON, apply, leader, m
 use sriov_tests::apiserver::{ApiServer, Operator, eventually};
 
 /// DaemonSets that the Go operator makes.
-const PARTS: [&str; 3] = ["sriov-device-plugin", "operator-webhook", "network-resources-injector"];
+const PARTS: [&str; 2] = ["operator-webhook", "network-resources-injector"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_go_operator_left_is_taken_over_and_nothing_hangs() -> Result<()> {
@@ -50,8 +50,10 @@ async fn leave_behind(cluster: &Cluster) -> Result<Value> {
     for name in PARTS {
         daemon_sets.create(&PostParams::default(), &serde_json::from_value(daemon_set(name, &owner, &go))?).await?;
     }
-    let daemon = json!([{ "name": keys::NODE_DAEMON_SET, "image": "registry.example/go:1" }]);
-    daemon_sets.create(&PostParams::default(), &serde_json::from_value(daemon_set(keys::NODE_DAEMON_SET, &owner, &daemon))?).await?;
+    for name in [keys::NODE_DAEMON_SET, keys::PLUGIN_DAEMON_SET] {
+        let container = json!([{ "name": name, "image": "registry.example/go:1" }]);
+        daemon_sets.create(&PostParams::default(), &serde_json::from_value(daemon_set(name, &owner, &container))?).await?;
+    }
     // Of the same name as a part, but a user's.
     daemon_sets.create(&PostParams::default(), &serde_json::from_value(daemon_set("sriov-network-metrics-exporter", &Value::Null, &go))?).await?;
     cluster.pool("old", json!({ "nodeSelector": { "matchLabels": { "old": "pool" } } })).await?;
@@ -96,8 +98,11 @@ async fn its_daemon_sets_go_and_ours_takes_its_name(cluster: &Cluster) -> Result
         let ours = daemon_sets.get(keys::NODE_DAEMON_SET).await?;
         let pod = ours.spec.template.spec.clone().context("no pod")?;
         let containers: Vec<_> = pod.containers.iter().map(|c| c.name.as_str()).collect();
-        ensure!(containers == ["config-daemon", "device-plugin"] && pod.host_pid.is_none(), "{containers:?} {:?}", pod.host_pid);
-        ensure!(ours.owner_references().is_empty(), "it would go with the configuration");
+        ensure!(containers == ["config-daemon"] && pod.host_pid.is_none(), "{containers:?} {:?}", pod.host_pid);
+        let plugin = daemon_sets.get(keys::PLUGIN_DAEMON_SET).await?;
+        let name = plugin.spec.template.spec.as_ref().context("no pod")?.containers[0].name.as_str();
+        ensure!(name == "device-plugin", "the Go operator's plugin is still there");
+        ensure!([ours, plugin].iter().all(|set| set.owner_references().is_empty()), "it would go with the configuration");
         Ok(())
     })
     .await?;

@@ -62,7 +62,7 @@ fn kept(cluster: &Cluster<'_>, name: &str) -> Result<Kept> {
     Ok(Kept { uid: pod.metadata.uid, restarts, device, vf })
 }
 
-/// uids of the node DaemonSet's pods.
+/// uids of the pods of the DaemonSets of nodes: the config daemon's and the device plugin's.
 fn daemons(cluster: &Cluster<'_>) -> Result<Vec<Option<String>>> {
     Ok(cluster.node_pods(NODE)?.into_iter().map(|pod| pod.metadata.uid).collect())
 }
@@ -70,7 +70,7 @@ fn daemons(cluster: &Cluster<'_>) -> Result<Vec<Option<String>>> {
 fn wait_new_daemon(cluster: &Cluster<'_>, before: &[Option<String>]) -> Result<()> {
     cluster.wait("the daemon's pod is a new one", PATIENCE, || {
         let now = daemons(cluster)?;
-        Ok((now.len() == 1 && now != before).then_some(()))
+        Ok((now.len() == 2 && now != before).then_some(()))
     })?;
     cluster.wait_allocatable(NODE, "fast", 4, PATIENCE)?;
     cluster.wait_ready(NODE, "True").map(drop)
@@ -244,13 +244,16 @@ fn another_operator_is_replaced_under_a_running_pod(lab: &mut Lab) -> Result<()>
     page.run_block(lab, 1, &NAMES)?;
     same("the pod and its VF without an operator", &kept(&Cluster::of(lab), "first")?, &pod)?;
     // What a DaemonSet of the other operator would be.
-    let left = "apiVersion: apps/v1\nkind: DaemonSet\nmetadata: {name: sriov-device-plugin, namespace: sriov-network-operator}\nspec:\n  selector: {matchLabels: {app: left}}\n  \
+    let left = "apiVersion: apps/v1\nkind: DaemonSet\nmetadata: {name: sriov-network-metrics-exporter, namespace: sriov-network-operator}\nspec:\n  selector: {matchLabels: {app: left}}\n  \
                 template:\n    metadata: {labels: {app: left}}\n    spec:\n      nodeSelector: {nowhere: 'true'}\n      containers: [{name: c, image: localhost/busybox:lab}]\n";
     Cluster::of(lab).apply(left)?;
     page.run_block(lab, 2, &NAMES)?;
     page.run_block(lab, 3, &NAMES)?;
     let cluster = Cluster::of(lab);
-    ensure!(cluster.get::<Value>(OPERATOR_NAMESPACE, "daemonset", "sriov-device-plugin")?.is_none(), "the other operator's DaemonSet is left");
+    ensure!(
+        cluster.get::<Value>(OPERATOR_NAMESPACE, "daemonset", "sriov-network-metrics-exporter")?.is_none(),
+        "the other operator's DaemonSet is left"
+    );
     cluster.wait_allocatable(NODE, "fast", 4, PATIENCE)?;
     check_kind_is_new(&cluster)?;
     same("the pod and its VF", &kept(&cluster, "first")?, &pod)?;

@@ -28,7 +28,6 @@ sriov_tests::lab_tests! {
 
 const PROGRAM: &str = "/usr/local/sbin/sriov-device-plugin";
 const CONFIG: &str = "/etc/pcidp/config.json";
-const KUBELET_LOG: &str = "/var/log/kubelet.log";
 const REGISTERED: &str = "registered with the kubelet";
 const NODE: &str = "node1";
 /// What a machine that emulates another one may take for what takes a second.
@@ -37,24 +36,6 @@ const SLOWLY: Duration = Duration::from_secs(30);
 fn start(cluster: &Cluster<'_>, log: &str, more: &[&str]) -> Result<u32> {
     let arguments = [&[PROGRAM, "-config-file", CONFIG, "-resource-prefix", "openshift.io", "-use-cdi", "--v", "10"], more].concat();
     cluster.guest(1)?.command(&arguments).spawn(log)
-}
-
-/// What the kubelet's log says of a pool since its first `skip` lines: how many devices may be given, at each change. The device manager writes a line whenever
-/// that number changes, so that no dip is too short to be seen.
-fn counts(cluster: &Cluster<'_>, resource: &str, skip: usize) -> Result<Vec<u32>> {
-    let log = cluster.guest(1)?.read_text(KUBELET_LOG)?;
-    let name = format!("resourceName=\"openshift.io/{resource}\"");
-    let count = |line: &str| -> Option<u32> {
-        if line.contains("Endpoint became unhealthy") {
-            return Some(0);
-        }
-        line.contains("Processed device updates for resource").then(|| line.split_once("healthyCount=")?.1.split_whitespace().next()?.parse().ok())?
-    };
-    Ok(log.lines().skip(skip).filter(|line| line.contains(&name)).filter_map(count).collect())
-}
-
-fn log_lines(cluster: &Cluster<'_>) -> Result<usize> {
-    Ok(cluster.guest(1)?.read_text(KUBELET_LOG)?.lines().count())
 }
 
 /// How often this is in a log of the guest.
@@ -116,7 +97,7 @@ fn the_capacity_never_dips_while_one_plugin_takes_over_from_another(lab: &mut La
     let cluster = Cluster::of(lab);
     let guest = cluster.guest(1)?;
     let older = guest.run(&["pidof", "sriov-device-plugin"])?;
-    let skip = log_lines(&cluster)?;
+    let skip = cluster.kubelet_log_lines(1)?;
     let log = "/var/log/plugin-2.log";
     start(&cluster, log, &[])?;
     cluster.wait("the second plugin takes over", SLOWLY, || Ok((times(&cluster, log, "taking over from an older instance")? > 0).then_some(())))?;
@@ -126,27 +107,27 @@ fn the_capacity_never_dips_while_one_plugin_takes_over_from_another(lab: &mut La
     })?;
     // Longer than the kubelet takes to tell the API server of a change.
     stays(&cluster, "nics", "4", Duration::from_secs(12))?;
-    let counts = counts(&cluster, "nics", skip)?;
+    let counts = cluster.kubelet_counts(1, "nics", skip)?;
     ensure!(counts.len() >= 2 && counts.iter().all(|count| *count == 4), "the kubelet counted {counts:?}");
     gives(&cluster, "nics")
 }
 
 fn a_file_that_is_written_again_changes_nothing(lab: &mut Lab) -> Result<()> {
     let cluster = Cluster::of(lab);
-    let skip = log_lines(&cluster)?;
+    let skip = cluster.kubelet_log_lines(1)?;
     // As the config daemon does when it starts again.
     for _ in 0..3 {
         configure(&cluster, &[pool("nics", &address(&cluster, "enp1s0")?, "igbvf")])?;
     }
     stays(&cluster, "nics", "4", Duration::from_secs(3))?;
-    same("the kubelet's counts", &counts(&cluster, "nics", skip)?, &vec![])
+    same("the kubelet's counts", &cluster.kubelet_counts(1, "nics", skip)?, &vec![])
 }
 
 fn a_kubelet_that_restarts_has_the_capacity_again(lab: &mut Lab) -> Result<()> {
     let cluster = Cluster::of(lab);
     let guest = cluster.guest(1)?;
     let log = "/var/log/plugin-2.log";
-    let (before, skip) = (times(&cluster, log, REGISTERED)?, log_lines(&cluster)?);
+    let (before, skip) = (times(&cluster, log, REGISTERED)?, cluster.kubelet_log_lines(1)?);
     guest.sh("kill -KILL $(pidof kubelet)")?;
     let mut seen = Vec::new();
     cluster.wait("the plugin is registered with the new kubelet", PATIENCE, || {
@@ -156,7 +137,7 @@ fn a_kubelet_that_restarts_has_the_capacity_again(lab: &mut Lab) -> Result<()> {
     stays(&cluster, "nics", "4", Duration::from_secs(12))?;
     ensure!(seen.iter().all(|count| count == "4"), "the API server told {seen:?}");
     // A new kubelet counts none until it is told, which is before it tells the API server; from then on it is as before.
-    let counts = counts(&cluster, "nics", skip)?;
+    let counts = cluster.kubelet_counts(1, "nics", skip)?;
     ensure!(!counts.is_empty() && counts.iter().all(|count| *count == 4), "the kubelet counted {counts:?}");
     Ok(())
 }
@@ -210,13 +191,13 @@ fn a_container_gets_its_device_nodes_by_cdi(lab: &mut Lab) -> Result<()> {
 
 fn a_change_of_one_pf_leaves_the_capacity_of_the_other_alone(lab: &mut Lab) -> Result<()> {
     let cluster = Cluster::of(lab);
-    let skip = log_lines(&cluster)?;
+    let skip = cluster.kubelet_log_lines(1)?;
     for count in [0, 3, 0, 4] {
         cluster.guest(1)?.sh(&format!("echo {count} > /sys/class/net/enp1s0/device/sriov_numvfs"))?;
         cluster.wait_allocatable(NODE, "nics", count, SLOWLY)?;
         same("allocatable of the other PF", &allocatable(&cluster, "dpdk")?.as_str(), &"2")?;
     }
-    same("the kubelet's counts of the other PF", &counts(&cluster, "dpdk", skip)?, &vec![])
+    same("the kubelet's counts of the other PF", &cluster.kubelet_counts(1, "dpdk", skip)?, &vec![])
 }
 
 fn vfs_of_a_pf_that_is_pulled_out_are_gone(lab: &mut Lab) -> Result<()> {

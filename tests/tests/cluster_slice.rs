@@ -28,6 +28,7 @@ sriov_tests::lab_tests! {
     vfio_without_an_iommu_is_refused_and_touches_nothing,
     more_vfs_than_totalvfs_are_refused_at_that_pf_only,
     numvfs_grows_and_shrinks_without_a_restart_of_the_device_plugin,
+    an_update_of_the_device_plugin_costs_no_device_for_a_moment,
     the_stronger_of_two_policies_wins,
     selectors_by_vendor_device_and_root_device_select,
     pods_keep_working_while_the_api_server_is_away,
@@ -98,7 +99,7 @@ fn a_nic_that_is_not_listed_is_reported_and_configured_once_it_is_listed(lab: &m
     same("daemons", &daemon_identities(&cluster)?, &daemons)
 }
 
-/// Name, uid and restart counts of every pod of the node DaemonSet.
+/// Name, uid and restart counts of every pod of the DaemonSets of nodes.
 fn daemon_identities(cluster: &Cluster<'_>) -> Result<Vec<String>> {
     let mut all = Vec::new();
     for node in ["node1", "node2"] {
@@ -107,7 +108,7 @@ fn daemon_identities(cluster: &Cluster<'_>) -> Result<Vec<String>> {
             all.push(format!("{node} {:?} {restarts:?}", pod.metadata.uid));
         }
     }
-    ensure!(all.len() == 2, "expected one pod a node: {all:?}");
+    ensure!(all.len() == 4, "expected two pods a node: {all:?}");
     Ok(all)
 }
 
@@ -429,6 +430,40 @@ fn cni_round_trip(cluster: &Cluster<'_>, before: &[VfSnapshot]) -> Result<()> {
     guest.sh("ip netns del by-hand").map(drop)
 }
 
+/// `useCDI` is an argument of the plugin, so that its DaemonSet replaces its pods, here under a pod that has a VF.
+fn an_update_of_the_device_plugin_costs_no_device_for_a_moment(lab: &mut Lab) -> Result<()> {
+    let cluster = Cluster::of(lab);
+    start_pod(&cluster, "holder", "node1", "")?;
+    let plugin = || -> Result<Vec<String>> {
+        let pods = cluster
+            .node_pods("node1")?
+            .into_iter()
+            .filter(|pod| pod.spec.iter().flat_map(|spec| &spec.containers).any(|c| c.name == "device-plugin"));
+        Ok(pods.filter_map(|pod| pod.metadata.uid).collect())
+    };
+    let (before, skip) = (plugin()?, cluster.kubelet_log_lines(1)?);
+    same("plugins on node1", &before.len(), &1)?;
+    for (number, cdi) in ["true", "false"].into_iter().enumerate() {
+        let older = plugin()?;
+        let patch = format!(r#"{{"spec": {{"useCDI": {cdi}}}}}"#);
+        cluster.kubectl(&["-n", OPERATOR_NAMESPACE, "patch", "sriovoperatorconfig", "default", "--type=merge", "-p", &patch])?;
+        cluster.wait("the newer plugin is alone", PATIENCE, || {
+            let now = plugin()?;
+            Ok((now.len() == 1 && now != older).then_some(()))
+        })?;
+        cluster.wait("the newer plugin is registered for good", PATIENCE, || {
+            // Once beside the older one, and once after its end.
+            Ok((cluster.kubelet_counts(1, POOL, skip)?.len() >= 2 * (number + 1)).then_some(()))
+        })?;
+        start_pod(&cluster, "next", "node1", "")?;
+        delete_pod(&cluster, "next")?;
+    }
+    let counts = cluster.kubelet_counts(1, POOL, skip)?;
+    ensure!(counts.iter().all(|count| *count == 4), "the kubelet counted {counts:?}");
+    cluster.wait_pod("holder")?;
+    delete_pod(&cluster, "holder")
+}
+
 fn deleted_policies_take_their_vfs_along(lab: &mut Lab) -> Result<()> {
     let cluster = Cluster::of(lab);
     cluster.kubectl(&["-n", OPERATOR_NAMESPACE, "delete", "sriovnetworknodepolicies", "--all", "--timeout=60s"])?;
@@ -448,5 +483,5 @@ fn a_node_that_loses_its_label_loses_its_daemon(lab: &mut Lab) -> Result<()> {
     let cluster = Cluster::of(lab);
     cluster.set_capable("node2", false)?;
     cluster.wait("node2 has no daemon", PATIENCE, || Ok(cluster.node_pods("node2")?.is_empty().then_some(())))?;
-    same("daemons on node1", &cluster.node_pods("node1")?.len(), &1)
+    same("pods on node1", &cluster.node_pods("node1")?.len(), &2)
 }

@@ -1,4 +1,4 @@
-//! Pure: what the Go operator left behind when ours took its place: DaemonSets of parts that are built in now, and pods of our DaemonSet's name that
+//! Pure: what the Go operator left behind when ours took its place: DaemonSets of parts that are built in now, and pods of our DaemonSets' names that
 //! have its containers. What does not live here: deleting it.
 //!
 //! Invariant: only what an operator configuration owns is called a leftover, so that nothing of a user's is, whatever its name.
@@ -7,8 +7,8 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::ResourceExt;
 use sriov_crds::keys;
 
-/// DaemonSets that the Go operator makes (spec of its bindata), besides the one whose name ours has. Two device plugins would offer the same VFs twice.
-pub(super) const DAEMON_SETS: [&str; 4] = ["network-resources-injector", "operator-webhook", "sriov-device-plugin", "sriov-network-metrics-exporter"];
+/// DaemonSets that the Go operator makes (spec of its bindata), besides those whose names ours have.
+pub(super) const DAEMON_SETS: [&str; 3] = ["network-resources-injector", "operator-webhook", "sriov-network-metrics-exporter"];
 
 /// The operator configuration is its controller.
 pub(super) fn is_owned_by_configuration(daemon_set: &DaemonSet) -> bool {
@@ -28,7 +28,7 @@ pub(super) fn is_foreign(there: &DaemonSet, ours: &DaemonSet) -> bool {
     };
     // An init container of ours that is not wanted any more goes by itself.
     let mut known = names(ours);
-    known.push(super::daemon_set::INSTALL_UNIT.to_owned());
+    known.push(super::daemon_sets::INSTALL_UNIT.to_owned());
     names(there).iter().any(|name| !known.contains(name))
 }
 
@@ -49,15 +49,16 @@ mod tests {
 
     #[test]
     fn a_users_daemon_set_of_the_same_name_is_no_leftover() {
-        assert!(is_leftover(&daemon_set("sriov-device-plugin", "SriovOperatorConfig", &[])));
-        assert!(!is_leftover(&daemon_set("sriov-device-plugin", "Deployment", &[])));
+        assert!(is_leftover(&daemon_set("operator-webhook", "SriovOperatorConfig", &[])));
+        assert!(!is_leftover(&daemon_set("operator-webhook", "Deployment", &[])));
         assert!(!is_leftover(&daemon_set("other", "SriovOperatorConfig", &[])));
     }
 
     #[test]
     fn containers_that_are_not_ours_make_it_foreign() {
-        let ours = daemon_set("d", "", &["config-daemon", "device-plugin"]);
+        let ours = daemon_set("d", "", &["config-daemon", "more"]);
         assert!(is_foreign(&daemon_set("d", "", &["sriov-network-config-daemon"]), &ours));
+        assert!(is_foreign(&daemon_set("p", "", &["sriov-device-plugin"]), &daemon_set("p", "", &["device-plugin"])));
         assert!(!is_foreign(&daemon_set("d", "", &["config-daemon"]), &ours));
         assert!(!is_foreign(&daemon_set("d", "", &["config-daemon", "install-unit"]), &ours));
     }

@@ -1,0 +1,165 @@
+//! Pure: the pod of the config daemon: init containers that put the CNI plugin and, in systemd mode, the unit in place, and the daemon with its
+//! cluster credentials. Invariant: only the daemon's container has the credentials.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use k8s_openapi::api::apps::v1::RollingUpdateDaemonSet;
+use k8s_openapi::api::core::v1::{
+    ConfigMapProjection, Container, DownwardAPIProjection, DownwardAPIVolumeFile, EnvVar, EnvVarSource, HTTPGetAction, KeyToPath,
+    ObjectFieldSelector, Probe, ProjectedVolumeSource, ServiceAccountTokenProjection, Volume, VolumeProjection,
+};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use sriov_crds::{SriovOperatorConfigSpec, keys};
+
+use super::{CNI_BIN, Node, container, mount, mount_netns, security};
+use crate::context::Settings;
+
+/// Volume with the daemon's cluster credentials.
+pub(super) const CREDENTIALS: &str = "credentials";
+/// Longest life of a credential; the kubelet renews it before.
+const TOKEN_SECONDS: i64 = 3607;
+
+/// Variable with the address of the daemon's /metrics, /healthz and /readyz, and what it is unless `configDaemonEnvVars` says something else: the
+/// pod has the node's network, so only the node itself reaches it.
+const HTTP_ADDRESS: (&str, &str) = ("HTTP_BIND_ADDRESS", "127.0.0.1:9178");
+
+/// The value of `configurationMode` that adds the unit.
+pub(super) const SYSTEMD: &str = "systemd";
+
+/// Init container of systemd mode.
+pub(in super::super) const INSTALL_UNIT: &str = "install-unit";
+
+pub(super) fn node(spec: Option<&SriovOperatorConfigSpec>, settings: &Settings) -> Node {
+    let systemd = mode(spec) == SYSTEMD;
+    Node {
+        name: keys::NODE_DAEMON_SET,
+        init_containers: [install_cni(settings)].into_iter().chain(systemd.then(|| install_unit(settings))).collect(),
+        containers: vec![config_daemon(spec, settings)],
+        volumes: vec![credentials()],
+        update: RollingUpdateDaemonSet { max_unavailable: Some(IntOrString::String("33%".to_owned())), ..RollingUpdateDaemonSet::default() },
+    }
+}
+
+fn install_cni(settings: &Settings) -> Container {
+    let command = ["/sriov-config-daemon", "install-cni", "--from", "/sriov", "--to", "/host/opt/cni/bin/sriov"];
+    container("install-cni", settings, &command, security(&[]), vec![mount(CNI_BIN, "/host/opt/cni/bin", false)])
+}
+
+/// Systemd mode: the unit, and the program that it runs at boot.
+fn install_unit(settings: &Settings) -> Container {
+    let command = ["/sriov-config-daemon", "install-unit", "--from", "/sriov-config-daemon", "--root", "/host"];
+    let mounts = vec![mount("host-programs", "/host/var/lib/sriov", false), mount("systemd-units", "/host/etc/systemd/system", false)];
+    container(INSTALL_UNIT, settings, &command, security(&[]), mounts)
+}
+
+fn mode(spec: Option<&SriovOperatorConfigSpec>) -> &str {
+    spec.and_then(|s| s.configuration_mode.as_deref()).unwrap_or("daemon")
+}
+
+fn config_daemon(spec: Option<&SriovOperatorConfigSpec>, settings: &Settings) -> Container {
+    let added = spec.map(|s| &s.config_daemon_env_vars);
+    // NET_ADMIN: rtnetlink, devlink. SYS_ADMIN: entering network namespaces and driver binding. SYS_MODULE: loading vfio-pci.
+    let security = security(&["NET_ADMIN", "SYS_ADMIN", "SYS_MODULE"]);
+    let from_field = |name: &str, path: &str| EnvVar {
+        name: name.to_owned(),
+        value_from: Some(EnvVarSource {
+            field_ref: Some(ObjectFieldSelector { api_version: Some("v1".to_owned()), field_path: path.to_owned() }),
+            ..EnvVarSource::default()
+        }),
+        ..EnvVar::default()
+    };
+    let value = |name: &str, value: &str| EnvVar { name: name.to_owned(), value: Some(value.to_owned()), ..EnvVar::default() };
+    let mut env = vec![
+        from_field("NODE_NAME", "spec.nodeName"),
+        from_field("NAMESPACE", "metadata.namespace"),
+        value("RESOURCE_PREFIX", &settings.resource_prefix),
+        value(HTTP_ADDRESS.0, HTTP_ADDRESS.1),
+        value("CONFIGURATION_MODE", mode(spec)),
+        // So that it can tell when the machine's distribution looks for plugins elsewhere.
+        value("SRIOV_CNI_BIN_PATH", &settings.cni_bin_path),
+    ];
+    for (name, text) in added.into_iter().flatten() {
+        // A list with a name twice cannot be applied; the user's choice counts.
+        env.retain(|var| var.name != *name);
+        env.push(value(name, text));
+    }
+    let mounts = vec![
+        mount("sys", "/host/sys", false),
+        mount("run", "/run/sriov-operator", false),
+        mount("records", "/host/etc/sriov-operator", false),
+        mount("udev-rules", "/host/etc/udev/rules.d", false),
+        mount("modprobe", "/host/etc/modprobe.d", false),
+        // What the boot loader starts the kernel with next.
+        mount("boot", "/host/boot", true),
+        mount("modules", "/host/lib/modules", true),
+        mount("dbus", "/host/run/dbus", true),
+        mount("cni-state", "/host/var/lib/cni/sriov", true),
+        // A VF is changed only under the lock under which the CNI gives it to pods.
+        mount("cni-locks", "/host/var/lib/cni/sriov/lock", false),
+        mount("pod-resources", "/host/var/lib/kubelet/pod-resources", true),
+        mount_netns(),
+        mount(CREDENTIALS, "/var/run/secrets/kubernetes.io/serviceaccount", true),
+    ];
+    let command = ["/sriov-config-daemon", "run", "--root", "/host"];
+    Container {
+        liveness_probe: Some(probe("/healthz", added)),
+        readiness_probe: Some(probe("/readyz", added)),
+        env: Some(env),
+        ..container("config-daemon", settings, &command, security, mounts)
+    }
+}
+
+fn probe(path: &str, added: Option<&BTreeMap<String, String>>) -> Probe {
+    let address = added.and_then(|vars| vars.get(HTTP_ADDRESS.0)).map_or(HTTP_ADDRESS.1, String::as_str);
+    let port = address.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(0);
+    // An address of one of the node's networks is probed there, one of all of them on loopback.
+    let host = address
+        .parse::<SocketAddr>()
+        .ok()
+        .map(|a| a.ip())
+        .filter(|ip| !ip.is_unspecified())
+        .map_or_else(|| "127.0.0.1".to_owned(), |ip| ip.to_string());
+    Probe {
+        http_get: Some(HTTPGetAction { host: Some(host), path: Some(path.to_owned()), port: IntOrString::Int(port), ..HTTPGetAction::default() }),
+        period_seconds: Some(20),
+        timeout_seconds: Some(5),
+        failure_threshold: Some(3),
+        ..Probe::default()
+    }
+}
+
+/// The same three files that an automatic mount has.
+fn credentials() -> Volume {
+    let token = VolumeProjection {
+        service_account_token: Some(ServiceAccountTokenProjection {
+            path: "token".to_owned(),
+            expiration_seconds: Some(TOKEN_SECONDS),
+            ..ServiceAccountTokenProjection::default()
+        }),
+        ..VolumeProjection::default()
+    };
+    let authority = VolumeProjection {
+        config_map: Some(ConfigMapProjection {
+            name: "kube-root-ca.crt".to_owned(),
+            items: Some(vec![KeyToPath { key: "ca.crt".to_owned(), path: "ca.crt".to_owned(), ..KeyToPath::default() }]),
+            ..ConfigMapProjection::default()
+        }),
+        ..VolumeProjection::default()
+    };
+    let namespace = VolumeProjection {
+        downward_api: Some(DownwardAPIProjection {
+            items: Some(vec![DownwardAPIVolumeFile {
+                path: "namespace".to_owned(),
+                field_ref: Some(ObjectFieldSelector { api_version: Some("v1".to_owned()), field_path: "metadata.namespace".to_owned() }),
+                ..DownwardAPIVolumeFile::default()
+            }]),
+        }),
+        ..VolumeProjection::default()
+    };
+    Volume {
+        name: CREDENTIALS.to_owned(),
+        projected: Some(ProjectedVolumeSource { sources: Some(vec![token, authority, namespace]), ..ProjectedVolumeSource::default() }),
+        ..Volume::default()
+    }
+}
