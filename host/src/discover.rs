@@ -20,7 +20,7 @@ use crate::netlink::{Link, NetlinkError, Route};
 use crate::pci::{DeviceId, PciAddress, VendorId};
 use crate::sysfs::{Sysfs, SysfsError};
 use crate::vf::{VfAttributes, VfIndex};
-use crate::{Host, boot_config, driver, kernel, pci_device, storage};
+use crate::{Host, boot_config, cloud, driver, kernel, pci_device, storage, vdpa};
 use reader::Reader;
 
 /// A machine or a device of it that could not be read.
@@ -119,8 +119,8 @@ pub fn survey_with(host: &Host, facts: &NetFacts) -> Result<Survey, DiscoverErro
     let mut survey = Survey::default();
     survey.inventory.iommu = kernel::iommu(host)?;
     survey.inventory.kernel = Kernel { lockdown: kernel::lockdown(host), rdma_mode: facts.rdma_mode, staged: boot_config::command_lines(host) };
-    let mut reader = Reader::new(host, facts);
-    for address in pf_addresses(host)? {
+    let mut reader = Reader::new(host, facts, vdpa::by_function(host)?);
+    for address in pf_addresses(host)?.into_iter().chain(lone_functions(host)?) {
         match reader.pf(address) {
             Ok(Some(pf)) => survey.inventory.pfs.push(pf),
             Ok(None) => {}
@@ -136,7 +136,7 @@ pub fn pf(host: &Host, address: PciAddress) -> Result<Option<Pf>, DiscoverError>
     if let Some((_, error)) = faults.into_iter().next() {
         return Err(error);
     }
-    Reader::new(host, &facts).pf(address)
+    Reader::new(host, &facts, vdpa::by_function(host)?).pf(address)
 }
 
 /// Where a VF belongs, its driver and its IOMMU group: a handful of small reads, no netlink.
@@ -211,6 +211,24 @@ fn pf_addresses(host: &Host) -> Result<Vec<PciAddress>, DiscoverError> {
     let mut pfs: Vec<PciAddress> = names.iter().filter_map(|name| name.parse().ok()).filter(|pf| is_pf(host.sysfs(), *pf)).collect();
     pfs.sort_unstable();
     Ok(pfs)
+}
+
+/// On a virtual machine of a cloud the network functions that are no PFs, in order of address: VFs of which the hypervisor keeps the PF, and virtio.
+fn lone_functions(host: &Host) -> Result<Vec<PciAddress>, DiscoverError> {
+    if cloud::of(host).is_none() {
+        return Ok(Vec::new());
+    }
+    let names = host.sysfs().list("/sys/bus/pci/devices")?;
+    let mut lone: Vec<PciAddress> = names.iter().filter_map(|name| name.parse().ok()).filter(|address| is_lone(host.sysfs(), *address)).collect();
+    lone.sort_unstable();
+    Ok(lone)
+}
+
+/// Whether a function is a network function that has neither a PF nor VFs that one could see.
+pub fn is_lone(sysfs: &Sysfs, address: PciAddress) -> bool {
+    let device = pci_device(address);
+    let network = sysfs.read(format!("{device}/class")).is_ok_and(|class| class.starts_with("0x02"));
+    network && !is_pf(sysfs, address) && !sysfs.exists(format!("{device}/physfn"))
 }
 
 /// PCI class 02 is "network controller"; `sriov_totalvfs` exists on functions with the SR-IOV capability and is 0 when firmware switched it

@@ -36,6 +36,7 @@ fn link(ifindex: u32, name: &str, parent: Option<&str>) -> Link {
         parent_device: parent.map(str::to_owned),
         phys_port_name: None,
         permanent_mac: None,
+        port_guid: None,
         promisc: false,
         allmulti: false,
         stack: crate::netlink::Stack::default(),
@@ -243,4 +244,53 @@ fn a_function_tells_its_rdma_devices_iommu_type_and_what_the_host_uses_it_for() 
     assert_eq!((pf.facts.rdma, pf.facts.firmware.as_deref()), (vec!["mlx5_0".to_owned()], Some("1.63")));
     assert_eq!(pf.facts.uses.iter().map(ToString::to_string).collect::<Vec<_>>(), ["address 10.0.0.5/24 is on enp1s0"]);
     assert_eq!(pf.vfs[0].facts.iommu_type.as_deref(), Some("DMA-FQ"));
+}
+
+/// A virtual machine with a virtio NIC (whose netdev hangs on its virtio device) and a VF of Intel's without its PF, and a disk.
+fn virtual_machine() -> SysfsTree {
+    let function = |tree: SysfsTree, at: &str, vendor: &str, id: &str, class: &str, driver: &str| {
+        tree.file(&format!("{}/vendor", device(at)), vendor)
+            .file(&format!("{}/device", device(at)), id)
+            .file(&format!("{}/class", device(at)), class)
+            .link(&format!("{}/driver", device(at)), &format!("../../../../bus/pci/drivers/{driver}"))
+    };
+    let tree = function(SysfsTree::new(), "0000:00:06.0", "0x8086", "0x154c", "0x020000", "iavf");
+    let tree =
+        function(tree, "0000:00:03.0", "0x1af4", "0x1000", "0x020000", "virtio-pci").dir(&format!("{}/virtio1/net/eth0", device("0000:00:03.0")));
+    function(tree, "0000:00:04.0", "0x1af4", "0x1001", "0x010000", "virtio-pci")
+}
+
+#[test]
+fn a_clouds_virtual_machine_has_its_nics_as_pfs_with_one_vf_and_bare_metal_has_not() {
+    let virtio = Link { parent: None, parent_device: Some("virtio1".to_owned()), ..link(2, "eth0", None) };
+    let gateway = crate::netlink::RouteOut { dst: [0, 0, 0, 0].into(), prefix: 0, priority: 100, ifindexes: vec![2] };
+    let network = HostNetwork { routes: vec![gateway], ..HostNetwork::default() };
+    let facts = NetFacts { links: vec![virtio, link(3, "eth1", Some("0000:00:06.0"))], network, ..NetFacts::default() };
+    assert!(survey_of(&virtual_machine(), &facts).inventory.pfs.is_empty(), "nobody says that this is a cloud's");
+    let tree = virtual_machine().file("/sys/class/dmi/id/product_name", "OpenStack Nova\n");
+    let survey = survey_of(&tree, &facts);
+    assert!(survey.faults.is_empty(), "{:?}", survey.faults);
+    let [first, second] = survey.inventory.pfs.as_slice() else { panic!("{:?}", survey.inventory.pfs) };
+    for (pf, at, name, driver) in [(first, "0000:00:03.0", "eth0", "virtio-pci"), (second, "0000:00:06.0", "eth1", "iavf")] {
+        assert_eq!((pf.address, pf.totalvfs, pf.numvfs, pf.facts.lone), (address(at), 1, 1, true));
+        assert_eq!((pf.vfs.len(), pf.vfs[0].address, pf.vfs[0].index), (1, address(at), VfIndex(0)));
+        assert_eq!((pf.vfs[0].driver.as_deref(), pf.vfs[0].netdev.as_ref().map(|netdev| netdev.name.as_str())), (Some(driver), Some(name)));
+    }
+    assert!(!first.vfs[0].facts.uses.is_empty() && second.vfs[0].facts.uses.is_empty(), "{:?}", first.vfs[0].facts.uses);
+}
+
+#[test]
+fn vdpa_devices_and_guids_are_told_of_their_functions() {
+    let vf = "0000:01:10.0";
+    let tree = igb_pf(SysfsTree::new(), 1)
+        .file(&format!("{}/infiniband/mlx5_2/node_guid", device(vf)), "0c42:a103:0016:054c\n")
+        .link("/sys/bus/vdpa/devices/vdpa:0000:01:10.0", &format!("../../../devices/pci0000:00/{vf}/vdpa:{vf}"))
+        .link(&format!("/sys/devices/pci0000:00/{vf}/vdpa:{vf}/driver"), "../../../../bus/vdpa/drivers/virtio_vdpa");
+    let guid = crate::guid::Guid(0x0c42_a103_0016_054d);
+    let facts = NetFacts { links: vec![Link { port_guid: Some(guid), ..link(3, "ib0", Some(PF)) }], ..NetFacts::default() };
+    let pf = survey_of(&tree, &facts).inventory.pfs.remove(0);
+    assert_eq!((pf.facts.port_guid, pf.facts.vdpa.as_ref()), (Some(guid), None));
+    let found = pf.vfs[0].facts.vdpa.as_ref().unwrap();
+    assert_eq!((found.name.as_str(), found.driver.as_deref()), ("vdpa:0000:01:10.0", Some("virtio_vdpa")));
+    assert_eq!(pf.vfs[0].facts.node_guid, Some(crate::guid::Guid(0x0c42_a103_0016_054c)));
 }

@@ -8,6 +8,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use crate::discover::{self, DiscoverError};
 use crate::pci::{DeviceId, PciAddress, VendorId};
 use crate::sysfs::{self, Sysfs, SysfsError};
@@ -64,7 +66,7 @@ pub struct Scan {
 }
 
 /// A vDPA device.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vdpa {
     /// Its name on the vDPA bus (`vdpa0`).
     pub name: String,

@@ -156,7 +156,17 @@ mod tests {
             link_type: LinkType::Ether,
         };
         let stack = Stack { master, lower, kind: kind.map(str::to_owned), switch_id: None };
-        Link { netdev, parent: None, parent_device: None, phys_port_name: None, permanent_mac: None, promisc: false, allmulti: false, stack }
+        Link {
+            netdev,
+            parent: None,
+            parent_device: None,
+            phys_port_name: None,
+            permanent_mac: None,
+            port_guid: None,
+            promisc: false,
+            allmulti: false,
+            stack,
+        }
     }
 
     fn address(text: &str, prefix: u8) -> InterfaceAddress {

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::function::Vdpa;
+use crate::guid::Guid;
 use crate::host_use::HostUse;
 use crate::mac::MacAddr;
 use crate::pci::{DeviceId, PciAddress, VendorId};
@@ -12,7 +14,7 @@ use crate::vf::{VfAttributes, VfIndex};
 pub struct Inventory {
     /// The IOMMU.
     pub iommu: Iommu,
-    /// Each network function that can have VFs, in order of address.
+    /// Each network function that can have VFs, in order of address; on a virtual machine of a cloud each network function (see [`Facts::lone`]).
     pub pfs: Vec<Pf>,
     /// The kernel as a whole.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -62,9 +64,27 @@ pub struct Facts {
     /// Netdev of its representor (a VF of a PF in switchdev mode).
     #[serde(default, skip_serializing_if = "is_default")]
     pub representor: Option<String>,
+    /// Whether the representor is down and a port of nothing, so that nobody minds what it is called.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub representor_idle: bool,
+    /// Whether it is a function without VFs on a virtual machine, where the hypervisor keeps the PF: it then counts as a PF with one VF, itself.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub lone: bool,
+    /// The network of the cloud that it is in, in the form that policies select by.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub net_filter: Option<String>,
     /// RDMA devices on it.
     #[serde(default, skip_serializing_if = "is_default")]
     pub rdma: Vec<String>,
+    /// GUID of its first RDMA device, by which an InfiniBand subnet knows the adapter.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub node_guid: Option<Guid>,
+    /// GUID of its InfiniBand port: the end of its netdev's hardware address.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub port_guid: Option<Guid>,
+    /// Its vDPA device.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub vdpa: Option<Vdpa>,
     /// Type of its IOMMU group: `DMA`, `DMA-FQ`, `identity`.
     #[serde(default, skip_serializing_if = "is_default")]
     pub iommu_type: Option<String>,

@@ -14,6 +14,7 @@ use crate::sysfs::Sysfs;
 
 pub mod auxiliary;
 pub mod boot_config;
+pub mod cloud;
 pub mod device_id;
 pub mod discover;
 pub mod driver;
@@ -35,6 +36,7 @@ pub mod sysfs;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod uevent;
+pub mod vdpa;
 pub mod vf;
 pub mod vlan;
 

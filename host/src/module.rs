@@ -62,6 +62,16 @@ pub fn is_available(host: &Host, module: &str) -> bool {
     is_present(host, module) || dependencies(host, module).is_ok()
 }
 
+/// The value of a parameter of a module that is loaded; `None` when it is not, or has no such parameter.
+pub fn parameter(host: &Host, module: &str, name: &str) -> Option<String> {
+    host.sysfs().read_opt(format!("/sys/module/{}/parameters/{name}", normal(module))).ok().flatten()
+}
+
+/// Sets a parameter of a module that is loaded.
+pub fn set_parameter(host: &Host, module: &str, name: &str, value: &str) -> Result<(), SysfsError> {
+    host.sysfs().write(format!("/sys/module/{}/parameters/{name}", normal(module)), value)
+}
+
 /// Loads a module and, before it, those that it needs. One that is there already is fine.
 pub fn load(host: &Host, module: &str) -> Result<(), ModuleError> {
     if is_present(host, module) {

@@ -28,6 +28,7 @@ mod link;
 mod monitor;
 pub mod rdma;
 pub mod route;
+pub mod vdpa;
 mod vf_info;
 
 pub use address::{InterfaceAddress, RouteEntry, RouteOut, RouteSpec};

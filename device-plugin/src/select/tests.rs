@@ -20,7 +20,17 @@ fn link(ifindex: u32, name: &str, parent: &str) -> Link {
     let netdev = serde_json::json!({ "ifindex": ifindex, "name": name, "alt_names": ["enp1s0f0"], "mtu": 1500, "admin_up": true, "carrier": true, "link_type": "ether" });
     let netdev: Netdev = serde_json::from_value(netdev).unwrap();
     let parent = parent.parse().ok();
-    Link { netdev, parent, parent_device: None, phys_port_name: None, permanent_mac: None, promisc: false, allmulti: false, stack: Stack::default() }
+    Link {
+        netdev,
+        parent,
+        parent_device: None,
+        phys_port_name: None,
+        permanent_mac: None,
+        port_guid: None,
+        promisc: false,
+        allmulti: false,
+        stack: Stack::default(),
+    }
 }
 
 fn default_route() -> HostUse {

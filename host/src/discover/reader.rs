@@ -7,15 +7,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{DiscoverError, NetFacts, is_pf, link_by_index, link_speed, parse, representors, vf_addresses};
-use crate::inventory::{Facts, Pf, Vf};
+use super::{DiscoverError, NetFacts, is_lone, is_pf, link_by_index, link_speed, parse, representors, vf_addresses};
+use crate::function::Vdpa;
+use crate::guid::Guid;
+use crate::inventory::{EswitchMode, Facts, Pf, Vf};
 use crate::netlink::Link;
 use crate::netlink::route::uplink;
 use crate::nic::vf_space;
 use crate::pci::{DeviceId, PciAddress, VendorId};
 use crate::sysfs::Folder;
 use crate::vf::VfIndex;
-use crate::{Host, pci_device};
+use crate::{Host, cloud, pci_device};
 
 /// Reads functions of one machine at one moment.
 pub(super) struct Reader<'a> {
@@ -26,10 +28,12 @@ pub(super) struct Reader<'a> {
     in_use: BTreeSet<u32>,
     /// Versions of drivers' modules, by driver.
     versions: BTreeMap<String, Option<String>>,
+    /// vDPA devices, by the function that carries them.
+    vdpa: BTreeMap<PciAddress, Vdpa>,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(host: &'a Host, facts: &'a NetFacts) -> Self {
+    pub(super) fn new(host: &'a Host, facts: &'a NetFacts, vdpa: BTreeMap<PciAddress, Vdpa>) -> Self {
         let mut by_parent: BTreeMap<PciAddress, Vec<&Link>> = BTreeMap::new();
         let mut in_use: BTreeSet<u32> = facts.network.addresses.iter().map(|(index, _)| *index).collect();
         in_use.extend(facts.network.routes.iter().flat_map(|route| &route.ifindexes));
@@ -40,7 +44,7 @@ impl<'a> Reader<'a> {
             in_use.extend(link.stack.lower);
             in_use.extend(link.stack.master.map(|_| link.netdev.ifindex));
         }
-        Self { host, facts, by_parent, in_use, versions: BTreeMap::new() }
+        Self { host, facts, by_parent, in_use, versions: BTreeMap::new(), vdpa }
     }
 
     fn link(&self, address: PciAddress) -> Option<&'a Link> {
@@ -51,7 +55,7 @@ impl<'a> Reader<'a> {
     /// One PF; `None` when there is no such function or it cannot have VFs.
     pub(super) fn pf(&mut self, address: PciAddress) -> Result<Option<Pf>, DiscoverError> {
         if !is_pf(self.host.sysfs(), address) {
-            return Ok(None);
+            return self.lone(address);
         }
         let Some(device) = Device::open(self.host, address)? else { return Ok(None) };
         let Some((vendor, id)) = device.ids()? else { return Ok(None) };
@@ -64,7 +68,8 @@ impl<'a> Reader<'a> {
         let mut vfs = Vec::with_capacity(numvfs.into());
         for (index, vf) in vf_addresses(self.host, address)? {
             let Some(found) = self.vf(vf, index)? else { continue };
-            let facts = Facts { representor: representors.remove(&index), ..found.facts };
+            let representor = representors.remove(&index);
+            let facts = Facts { representor_idle: representor.as_deref().is_some_and(|name| self.is_idle(name)), representor, ..found.facts };
             vfs.push(Vf { attributes: attributes.remove(&index).cloned(), facts, ..found });
         }
         let driver = device.folder.read_link_name("driver")?;
@@ -85,6 +90,50 @@ impl<'a> Reader<'a> {
             facts: Facts { firmware: self.facts.firmware.get(&address).cloned(), vf_space, ..more },
             driver,
         }))
+    }
+
+    /// A function of a virtual machine that stands for its PF and is its only VF.
+    fn lone(&mut self, address: PciAddress) -> Result<Option<Pf>, DiscoverError> {
+        if cloud::of(self.host).is_none() || !is_lone(self.host.sysfs(), address) {
+            return Ok(None);
+        }
+        let Some(found) = self.vf(address, VfIndex(0))? else { return Ok(None) };
+        let link = self.link(address).or_else(|| self.virtio_link(address));
+        let netdev = link.map(|link| link.netdev.clone());
+        let vf = Vf { facts: self.uses(link, found.facts), netdev: netdev.clone(), ..found };
+        Ok(Some(Pf {
+            address,
+            vendor: vf.vendor,
+            device: vf.device,
+            vf_device: Some(vf.device),
+            driver: vf.driver.clone(),
+            totalvfs: 1,
+            numvfs: 1,
+            numa_node: vf.numa_node,
+            eswitch_mode: EswitchMode::Legacy,
+            link_speed_mbps: link.and_then(|link| link_speed(self.host.sysfs(), &pci_device(address), &link.netdev)),
+            netdev,
+            facts: Facts { lone: true, ..vf.facts.clone() },
+            vfs: vec![vf],
+        }))
+    }
+
+    /// The netdev of a virtio device, whose parent is that device and not its PCI function.
+    fn virtio_link(&self, address: PciAddress) -> Option<&'a Link> {
+        let names = self.host.sysfs().list_opt(pci_device(address)).ok().flatten().unwrap_or_default();
+        let virtio = names.iter().find(|name| name.starts_with("virtio"))?;
+        self.facts.links.iter().find(|link| link.parent_device.as_ref() == Some(virtio))
+    }
+
+    /// The facts with what the host uses this link for.
+    fn uses(&self, link: Option<&Link>, facts: Facts) -> Facts {
+        let index = link.map(|link| link.netdev.ifindex).filter(|index| self.in_use.contains(index));
+        Facts { uses: index.map(|index| self.facts.network.uses_of(index, &self.facts.links)).unwrap_or_default(), ..facts }
+    }
+
+    /// Whether a representor is down and a port of nothing.
+    fn is_idle(&self, name: &str) -> bool {
+        self.facts.links.iter().any(|link| link.netdev.name == name && !link.netdev.admin_up && link.stack.master.is_none())
     }
 
     /// A VF without what its PF says of it; `None` when it has vanished.
@@ -110,10 +159,17 @@ impl<'a> Reader<'a> {
     /// What is read of PFs and VFs alike.
     fn function(&mut self, device: &Device, driver: Option<&str>, link: Option<&Link>) -> Result<Facts, DiscoverError> {
         let used = link.map(|link| link.netdev.ifindex).filter(|index| self.in_use.contains(index));
+        let rdma = device.folder.list_opt("infiniband")?.unwrap_or_default();
         Ok(Facts {
+            node_guid: rdma.first().map(|first| device.node_guid(first)).transpose()?.flatten(),
+            port_guid: link.and_then(|link| link.port_guid),
+            vdpa: self.vdpa.get(&device.address).cloned(),
             uses: used.map(|index| self.facts.network.uses_of(index, &self.facts.links)).unwrap_or_default(),
             representor: None,
-            rdma: device.folder.list_opt("infiniband")?.unwrap_or_default(),
+            representor_idle: false,
+            lone: false,
+            net_filter: None,
+            rdma,
             iommu_type: device.folder.read_opt("iommu_group/type")?,
             firmware: None,
             vf_space: None,
@@ -135,12 +191,13 @@ impl<'a> Reader<'a> {
 struct Device {
     folder: Folder,
     path: String,
+    address: PciAddress,
 }
 
 impl Device {
     fn open(host: &Host, address: PciAddress) -> Result<Option<Self>, DiscoverError> {
         let path = pci_device(address);
-        Ok(host.sysfs().folder(&path)?.map(|folder| Self { folder, path }))
+        Ok(host.sysfs().folder(&path)?.map(|folder| Self { folder, path, address }))
     }
 
     fn ids(&self) -> Result<Option<(VendorId, DeviceId)>, DiscoverError> {
@@ -152,6 +209,12 @@ impl Device {
     fn number<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>, DiscoverError> {
         let Some(text) = self.folder.read_opt(name)? else { return Ok(None) };
         parse(&self.of(name), &text, "a number", |text| text.parse().ok()).map(Some)
+    }
+
+    /// The kernel writes `0c42:a103:0016:054c`.
+    fn node_guid(&self, rdma: &str) -> Result<Option<Guid>, DiscoverError> {
+        let text = self.folder.read_opt(&format!("infiniband/{rdma}/node_guid"))?.unwrap_or_default();
+        Ok(text.replace(':', ".").parse().ok())
     }
 
     /// The kernel writes -1 where the platform tells no node.

@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkHeader, LinkMessage};
 
 use super::attribute::{find, text_of, u8_of, u32_of, walk};
+use crate::guid::Guid;
 use crate::inventory::{LinkType, Netdev};
 use crate::mac::MacAddr;
 use crate::pci::PciAddress;
@@ -24,6 +25,8 @@ pub struct Link {
     pub phys_port_name: Option<String>,
     /// The address burnt in (`IFLA_PERM_ADDRESS`).
     pub permanent_mac: Option<MacAddr>,
+    /// GUID of an InfiniBand port: the last eight bytes of its hardware address of twenty.
+    pub port_guid: Option<Guid>,
     /// Set to receive all frames (`IFF_PROMISC`, as set by a user).
     pub promisc: bool,
     /// Set to receive all multicast frames (`IFF_ALLMULTI`, as set by a user).
@@ -137,10 +140,16 @@ pub(super) fn parse(payload: &[u8]) -> Option<Link> {
         parent_device: text(IFLA_PARENT_DEV_NAME),
         phys_port_name: text(IFLA_PHYS_PORT_NAME),
         permanent_mac: mac(IFLA_PERM_ADDRESS),
+        port_guid: find(attributes, IFLA_ADDRESS).and_then(port_guid),
         promisc: header.flags.contains(LinkFlags::Promisc),
         allmulti: header.flags.contains(LinkFlags::Allmulti),
         stack,
     })
+}
+
+fn port_guid(address: &[u8]) -> Option<Guid> {
+    let last = address.get(12..).filter(|_| address.len() == 20)?;
+    Some(Guid(u64::from_be_bytes(last.try_into().ok()?)))
 }
 
 /// A message about the link with this index and these attributes.

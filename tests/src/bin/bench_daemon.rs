@@ -96,6 +96,7 @@ fn link(ifindex: u32, address: &str) -> Result<Link> {
         parent_device: Some(parent.to_string()),
         phys_port_name: None,
         permanent_mac: None,
+        port_guid: None,
         promisc: false,
         allmulti: false,
         stack: Stack::default(),
