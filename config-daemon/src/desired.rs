@@ -71,6 +71,38 @@ pub struct VfGroup {
     pub need_vhost_net: bool,
     /// Tell the kubelet no NUMA node (device plugin).
     pub exclude_topology: bool,
+    /// A vDPA device on each VF.
+    pub vdpa: Option<VdpaType>,
+}
+
+/// How the vDPA device of a VF is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VdpaType {
+    /// By user space, through `/dev/vhost-vdpa-N`.
+    Vhost,
+    /// By the kernel, as a virtio netdev.
+    Virtio,
+}
+
+impl VdpaType {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Vhost, Self::Virtio];
+
+    /// The driver of the vDPA bus, which is also its module's name.
+    pub fn driver(self) -> &'static str {
+        match self {
+            Self::Vhost => "vhost_vdpa",
+            Self::Virtio => "virtio_vdpa",
+        }
+    }
+
+    /// The API's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Vhost => "vhost",
+            Self::Virtio => "virtio",
+        }
+    }
 }
 
 /// Kind of driver that a group's VFs are bound to.
@@ -123,18 +155,19 @@ impl Desired {
 
 impl DesiredPf {
     fn read(address: PciAddress, interface: &Interface) -> Result<Self, Refusal> {
-        if let Some(said) = not_offered(interface) {
-            return Err(Refusal::of(address, interface.name.as_deref().unwrap_or_default(), Reason::Unsupported, &said));
-        }
         let refuse = |said: String| invalid(address, interface, &said);
         let groups = interface.vf_groups.iter().map(VfGroup::read).collect::<Result<Vec<_>, String>>().map_err(refuse)?;
+        let eswitch_mode = eswitch_mode(interface.eswitch_mode.as_deref()).map_err(refuse)?;
+        if let Some(group) = groups.iter().find(|group| group.vdpa.is_some() && eswitch_mode != EswitchMode::Switchdev) {
+            return Err(refuse(format!("policy {:?} asks for vdpaType, which needs eSwitchMode switchdev: set that too", group.policy_name)));
+        }
         Ok(Self {
             address,
             name: interface.name.clone().unwrap_or_default(),
             numvfs: u16::try_from(interface.num_vfs).map_err(|_| refuse(format!("numVfs is {}: expected 0 to {}", interface.num_vfs, u16::MAX)))?,
             mtu: mtu(interface.mtu).map_err(refuse)?,
             link_type: link_type(interface.link_type.as_deref()).map_err(refuse)?,
-            eswitch_mode: eswitch_mode(interface.eswitch_mode.as_deref()).map_err(refuse)?,
+            eswitch_mode,
             externally_managed: interface.externally_managed,
             groups,
             interface: interface.clone(),
@@ -173,6 +206,7 @@ impl VfGroup {
             Some("vfio-pci") => DeviceType::VfioPci,
             Some(other) => return Err(format!("policy {policy_name:?} has deviceType {other:?}: expected netdevice or vfio-pci")),
         };
+        let vdpa = vdpa(group, device_type).map_err(|said| format!("policy {policy_name:?} {said}"))?;
         let text = group.vf_range.as_deref().unwrap_or_default();
         let range = text.parse::<VfRange>().map_err(|error| format!("policy {policy_name:?}: {error}"))?;
         Ok(Self {
@@ -182,6 +216,7 @@ impl VfGroup {
             is_rdma: group.is_rdma,
             need_vhost_net: group.need_vhost_net,
             exclude_topology: group.exclude_topology,
+            vdpa,
             resource_name,
             policy_name,
         })
@@ -193,12 +228,20 @@ impl VfGroup {
     }
 }
 
-/// The refusal of features that the API has and this version has not.
-fn not_offered(interface: &Interface) -> Option<String> {
-    let vdpa = |group: &&LooseGroup| group.vdpa_type.as_deref().is_some_and(|vdpa| !vdpa.is_empty());
-    let group = interface.vf_groups.iter().find(vdpa)?;
-    let policy = group.policy_name.as_deref().unwrap_or_default();
-    Some(format!("policy {policy:?} asks for vdpaType, which this version does not offer: remove vdpaType from the policy"))
+fn vdpa(group: &LooseGroup, device_type: DeviceType) -> Result<Option<VdpaType>, String> {
+    let kind = match group.vdpa_type.as_deref() {
+        None | Some("") => return Ok(None),
+        Some("vhost") => VdpaType::Vhost,
+        Some("virtio") => VdpaType::Virtio,
+        Some(other) => return Err(format!("has vdpaType {other:?}: expected vhost or virtio")),
+    };
+    if device_type != DeviceType::Netdevice {
+        return Err("asks for vdpaType, which needs deviceType netdevice: a device for userspace has no vDPA device".to_owned());
+    }
+    if group.is_rdma {
+        return Err("asks for vdpaType and isRdma, of which the device plugin hands out one: remove one".to_owned());
+    }
+    Ok(Some(kind))
 }
 
 /// MTU 0 is how the API writes "unset".
@@ -256,6 +299,9 @@ mod tests {
 - {pciAddress: '0000:03:00.0', vfGroups: [{vfRange: 0-0, deviceType: igb_uio}]}
 - {pciAddress: '0000:03:00.1', linkType: fddi}
 - {pciAddress: '0000:04:00.0', vfGroups: [{vfRange: 0-0, vdpaType: vhost, policyName: c}]}
+- {pciAddress: '0000:04:00.1', eSwitchMode: switchdev, vfGroups: [{vfRange: 0-0, vdpaType: vhost, deviceType: vfio-pci, policyName: c}]}
+- {pciAddress: '0000:05:00.0', eSwitchMode: switchdev, vfGroups: [{vfRange: 0-0, vdpaType: virtio, isRdma: true, policyName: c}]}
+- {pciAddress: '0000:05:00.1', eSwitchMode: switchdev, vfGroups: [{vfRange: 0-0, vdpaType: vduse, policyName: c}]}
 - {pciAddress: eth0}",
         );
         assert_eq!(desired.pf("0000:01:00.0".parse().unwrap()).unwrap().groups[0].range.last(), 1);
@@ -267,7 +313,10 @@ mod tests {
             "InvalidSpec PF 0000:02:00.1: eSwitchMode is \"switchdove\": expected legacy or switchdev",
             "InvalidSpec PF 0000:03:00.0: policy \"\" has deviceType \"igb_uio\": expected netdevice or vfio-pci",
             "InvalidSpec PF 0000:03:00.1: linkType is \"fddi\": expected eth or ib",
-            "UnsupportedSetting PF 0000:04:00.0: policy \"c\" asks for vdpaType, which this version does not offer: remove vdpaType from the policy",
+            "InvalidSpec PF 0000:04:00.0: policy \"c\" asks for vdpaType, which needs eSwitchMode switchdev: set that too",
+            "InvalidSpec PF 0000:04:00.1: policy \"c\" asks for vdpaType, which needs deviceType netdevice: a device for userspace has no vDPA device",
+            "InvalidSpec PF 0000:05:00.0: policy \"c\" asks for vdpaType and isRdma, of which the device plugin hands out one: remove one",
+            "InvalidSpec PF 0000:05:00.1: policy \"c\" has vdpaType \"vduse\": expected vhost or virtio",
         ];
         assert_eq!(said, expected);
         assert_eq!(desired.unreadable.len(), 1);

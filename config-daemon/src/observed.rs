@@ -13,10 +13,12 @@ use sriov_host::driver::is_userspace;
 use sriov_host::inventory::{EswitchMode, Inventory, Pf, RdmaMode, Vf};
 use sriov_host::pci::{DeviceId, PciAddress, VendorId};
 
+use crate::guids::Guids;
 use crate::kubelet::Held;
 
 /// One look at the machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, not a state of one thing")]
 pub struct Observed {
     /// PFs and VFs.
     pub inventory: Inventory,
@@ -32,6 +34,18 @@ pub struct Observed {
     /// Whether its module could be loaded by us.
     #[serde(default)]
     pub vfio_pci_loadable: bool,
+    /// Whether `vfio-pci` takes devices without an IOMMU (`enable_unsafe_noiommu_mode` of module `vfio`).
+    #[serde(default)]
+    pub vfio_without_iommu: bool,
+    /// Drivers of the vDPA bus that are loaded.
+    #[serde(default)]
+    pub vdpa_drivers: BTreeSet<String>,
+    /// Those that are not, and whose module could be loaded by us.
+    #[serde(default)]
+    pub vdpa_drivers_loadable: BTreeSet<String>,
+    /// GUIDs that an administrator gives InfiniBand VFs.
+    #[serde(default)]
+    pub guids: Guids,
     /// The mode that our file in `/etc/modprobe.d` gives RDMA devices at the next boot.
     #[serde(default)]
     pub staged_rdma_mode: Option<RdmaMode>,
@@ -65,6 +79,9 @@ pub struct Record {
     /// MTU of the PF before we first touched it, in bytes; absent in a record of the Go operator.
     #[serde(rename = "originalMtu", default, skip_serializing_if = "Option::is_none")]
     pub original_mtu: Option<u32>,
+    /// The network of the cloud that a NIC of a virtual machine is in: while userspace has the NIC, nothing else tells it.
+    #[serde(rename = "netFilter", default, skip_serializing_if = "Option::is_none")]
+    pub net_filter: Option<String>,
     /// Eswitch mode of the PF before we first touched it; absent in a record of the Go operator, which knew legacy alone.
     #[serde(rename = "originalEswitchMode", default, skip_serializing_if = "Option::is_none")]
     pub original_eswitch_mode: Option<EswitchMode>,
@@ -136,7 +153,7 @@ impl Observed {
         if let Some(first) = vf.facts.uses.first() {
             return Some(User::Host(first.to_string()));
         }
-        let moved = vf.driver.as_deref().is_some_and(|driver| !is_userspace(driver)) && vf.netdev.is_none() && pf.netdev.is_some();
+        let moved = vf.driver.as_deref().is_some_and(|driver| !is_userspace(driver)) && vf.netdev.is_none() && (pf.netdev.is_some() || pf.facts.lone);
         moved.then_some(User::Unknown)
     }
 }

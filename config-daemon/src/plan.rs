@@ -20,7 +20,7 @@ use std::fmt;
 use sriov_host::inventory::Pf;
 use sriov_host::pci::PciAddress;
 
-use crate::desired::{Desired, DesiredPf, DeviceType};
+use crate::desired::{Desired, DesiredPf, DeviceType, VdpaType};
 use crate::observed::{Observed, Record, User};
 use disruption::Disruption;
 use family::Family;
@@ -84,6 +84,16 @@ fn machine_steps(desired: &Desired, observed: &Observed, plan: &mut Plan) {
     if !observed.vfio_pci_loaded && observed.vfio_pci_loadable && desired.pfs.values().flatten().any(vfio) {
         plan.steps.push(Step::LoadModule { module: VFIO_PCI.to_owned() });
     }
+    let lone = |wish: &DesiredPf| vfio(wish) && observed.pf(wish.address).is_some_and(|pf| pf.facts.lone);
+    if !observed.inventory.iommu.active && !observed.vfio_without_iommu && desired.pfs.values().flatten().any(lone) {
+        plan.steps.push(Step::AllowNoIommu);
+    }
+    for kind in VdpaType::ALL {
+        let wanted = |wish: &DesiredPf| wish.groups.iter().any(|group| group.vdpa == Some(kind)) && refusal::check(wish, observed).is_ok();
+        if observed.vdpa_drivers_loadable.contains(kind.driver()) && desired.pfs.values().flatten().any(wanted) {
+            plan.steps.push(Step::LoadModule { module: kind.driver().to_owned() });
+        }
+    }
 }
 
 /// The namespace mode of RDMA devices: at once where the kernel lets it, and for the next boot in a file of ours. A mode that nobody asks for is left.
@@ -116,7 +126,7 @@ fn configure(wish: &DesiredPf, observed: &Observed, plan: &mut Plan) {
             return plan.refusals.push(refusal);
         }
     };
-    let renew = !wish.externally_managed && (pf.numvfs != wish.numvfs || pf.eswitch_mode != wish.eswitch_mode);
+    let renew = !wish.externally_managed && !pf.facts.lone && (pf.numvfs != wish.numvfs || pf.eswitch_mode != wish.eswitch_mode);
     let order = if renew { order::make(wish, pf, observed) } else { order::adjust(wish, pf, observed) };
     let (steps, in_use) = traffic::spare(pf, order.steps);
     let refused = steps.is_empty() && in_use.is_some();
@@ -148,6 +158,10 @@ fn give_up(pf: &Pf, record: &Record, observed: &Observed, plan: &mut Plan) {
             && let Some(users) = users_of(pf, observed)
         {
             return plan.wait(pf, "no policy asks for its VFs any more, so they are to be removed", &users);
+        }
+        if pf.facts.lone {
+            plan.steps.extend(order::give_back(pf, record));
+            return plan.steps.push(Step::Forget { pf: pf.address });
         }
         let (steps, in_use) = traffic::spare(pf, order::take_back(pf, record, observed));
         if let Some(refusal) = in_use {

@@ -12,7 +12,7 @@ use sriov_host::inventory::{Pf, Vf};
 use sriov_host::pci::PciAddress;
 use sriov_host::vf::VfIndex;
 
-use crate::desired::{Desired, DesiredPf, VfGroup};
+use crate::desired::{Desired, DesiredPf, VdpaType, VfGroup};
 use crate::observed::Observed;
 use crate::plan::Plan;
 use crate::plan::step::Driver;
@@ -43,7 +43,11 @@ pub struct Pool {
 #[serde(rename_all = "camelCase")]
 pub struct Selector {
     /// `<PF address>#<first>-<last>`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub root_devices: Vec<String>,
+    /// Addresses of VFs that have no PF on this machine.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pci_addresses: Vec<String>,
     /// Drivers that the VFs have.
     pub drivers: Vec<String>,
     /// RDMA wanted.
@@ -52,6 +56,9 @@ pub struct Selector {
     /// `/dev/vhost-net` wanted.
     #[serde(skip_serializing_if = "is_false")]
     pub need_vhost_net: bool,
+    /// vDPA device wanted: `vhost` or `virtio`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vdpa_type: Option<&'static str>,
     #[serde(skip)]
     vfs: Vec<(PciAddress, VfIndex)>,
 }
@@ -101,7 +108,9 @@ fn has(wish: &DesiredPf, position: usize, vf: VfIndex) -> bool {
 }
 
 fn is_ready(group: &VfGroup, pf: &Pf, vf: &Vf, plan: &Plan) -> bool {
+    let vdpa = vf.facts.vdpa.as_ref().and_then(|vdpa| vdpa.driver.as_deref());
     Driver::of(group.device_type).is(vf.driver.as_deref())
+        && group.vdpa.is_none_or(|kind| vdpa == Some(kind.driver()))
         && !plan.steps.iter().any(|step| step.pf() == Some(pf.address) && step.vf() == Some(vf.index))
 }
 
@@ -116,11 +125,14 @@ fn selector(pf: &Pf, group: &VfGroup, ready: &[&Vf]) -> Selector {
             _ => runs.push((index, index)),
         }
     }
+    let lone = pf.facts.lone;
     Selector {
-        root_devices: runs.iter().map(|(first, last)| format!("{}#{first}-{last}", pf.address)).collect(),
+        root_devices: runs.iter().filter(|_| !lone).map(|(first, last)| format!("{}#{first}-{last}", pf.address)).collect(),
+        pci_addresses: ready.iter().filter(|_| lone).map(|vf| vf.address.to_string()).collect(),
         drivers,
         is_rdma: group.is_rdma,
         need_vhost_net: group.need_vhost_net,
+        vdpa_type: group.vdpa.map(VdpaType::as_str),
         vfs: ready.iter().map(|vf| (pf.address, vf.index)).collect(),
     }
 }
@@ -206,5 +218,36 @@ mod tests {
         let text = json(&sim, &desired);
         assert_eq!(text.matches("resourceName").count(), 1, "{text}");
         assert_eq!(text.matches("rootDevices").count(), 2, "{text}");
+    }
+
+    #[test]
+    fn a_vdpa_pool_has_only_vfs_with_their_device() {
+        let sim = Sim::with_pfs(&[PF]);
+        sim.change(|state| state.inventory.pfs[0].driver = Some("mlx5_core".to_owned()));
+        let wanted = desired(
+            "interfaces: [{pciAddress: '0000:01:00.0', numVfs: 2, eSwitchMode: switchdev, vfGroups: [{vfRange: 0-1, resourceName: v, vdpaType: vhost}]}]",
+        );
+        sim.fail_once_on("0000:01:00.0 vf 1: give it a vDPA device");
+        apply(&sim, &plan(&wanted, &sim.observe().unwrap()));
+        let expected =
+            r#"{"resourceList":[{"resourceName":"v","selectors":[{"rootDevices":["0000:01:00.0#0-0"],"drivers":["igbvf"],"vdpaType":"vhost"}]}]}"#;
+        assert_eq!(json(&sim, &wanted), expected);
+    }
+
+    #[test]
+    fn a_nic_of_a_virtual_machine_is_offered_by_its_own_address() {
+        let sim = Sim::with_pfs(&[PF]);
+        sim.make_vfs(PF.parse().unwrap(), 1);
+        sim.change(|state| {
+            let pf = &mut state.inventory.pfs[0];
+            (pf.facts.lone, pf.totalvfs, pf.vfs[0].address) = (true, 1, pf.address);
+            state.inventory.iommu.active = false;
+        });
+        let wanted =
+            desired("interfaces: [{pciAddress: '0000:01:00.0', numVfs: 1, vfGroups: [{vfRange: 0-0, resourceName: r, deviceType: vfio-pci}]}]");
+        apply(&sim, &plan(&wanted, &sim.observe().unwrap()));
+        assert!(sim.observe().unwrap().vfio_without_iommu && sim.crimes().is_empty(), "{:?}", sim.crimes());
+        let expected = r#"{"resourceList":[{"resourceName":"r","selectors":[{"pciAddresses":["0000:01:00.0"],"drivers":["vfio-pci"]}]}]}"#;
+        assert_eq!(json(&sim, &wanted), expected);
     }
 }

@@ -14,6 +14,7 @@ use sriov_crds::node_state::{
 };
 use sriov_host::inventory::{EswitchMode, LinkType, Pf, Vf};
 
+use crate::desired::VdpaType;
 use crate::nic_names;
 use crate::observed::Observed;
 use crate::plan::Plan;
@@ -187,7 +188,7 @@ fn interface(pf: &Pf, observed: &Observed, plan: &Plan) -> InterfaceStatus {
         vendor: Some(pf.vendor.to_string()),
         device_id: Some(pf.device.to_string()),
         model: nic_names::name(pf.vendor, pf.device),
-        net_filter: None,
+        net_filter: pf.facts.net_filter.clone(),
         mtu: netdev.map(|n| i64::from(n.mtu)),
         num_vfs: i64::from(pf.numvfs),
         total_vfs: i64::from(pf.totalvfs),
@@ -218,6 +219,13 @@ fn virtual_function(pf: &Pf, vf: &Vf, observed: &Observed) -> VfStatus {
         mtu: netdev.map(|n| i64::from(n.mtu)),
         assigned: observed.user_of(pf, vf).map(|user| user.to_string()),
         representor_name: vf.facts.representor.clone(),
+        vdpa_type: vf
+            .facts
+            .vdpa
+            .as_ref()
+            .and_then(|vdpa| VdpaType::ALL.into_iter().find(|kind| vdpa.driver.as_deref() == Some(kind.driver())))
+            .map(|kind| kind.as_str().to_owned()),
+        guid: vf.attributes.as_ref().and_then(|a| a.node_guid).or(vf.facts.node_guid).map(|guid| guid.to_string()),
         iommu_group: vf.iommu_group.map(i64::from),
         ..VfStatus::default()
     }

@@ -86,9 +86,8 @@ impl Store {
             return Ok(());
         }
         let (folder, wanted) = (self.root.join("etc/udev/rules.d"), udev::rules(desired));
-        let ours = |name: &str| name.starts_with(udev::PREFIX) && name.ends_with(udev::SUFFIX);
         let complete = desired.unreadable.is_empty() && desired.pfs.values().all(Result::is_ok);
-        for path in list(&folder)?.into_iter().filter(|path| complete && ours(&file_name(path)) && !wanted.contains_key(&file_name(path))) {
+        for path in list(&folder)?.into_iter().filter(|path| complete && udev::is_ours(&file_name(path)) && !wanted.contains_key(&file_name(path))) {
             delete(path)?;
         }
         for (name, text) in wanted {

@@ -4,28 +4,35 @@
 //!
 //! Invariants: nothing is cached, PF and VF are looked up when a step is performed; a VF that a pod took after the look is not changed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use sriov_host::cloud::Metadata;
 use sriov_host::discover::DiscoverError;
 use sriov_host::driver::DriverError;
+use sriov_host::guid::Guid;
 use sriov_host::inventory::Netdev;
 use sriov_host::module::ModuleError;
 use sriov_host::netlink::devlink::Devlink;
 use sriov_host::netlink::ethtool::Ethtool;
 use sriov_host::netlink::rdma::Rdma;
+use sriov_host::netlink::route::uplink;
+use sriov_host::netlink::vdpa::{Carrier, VdpaBus};
 use sriov_host::netlink::{LinkChange, NetlinkError, Route};
 use sriov_host::pci::PciAddress;
 use sriov_host::sriov::SriovError;
 use sriov_host::sysfs::SysfsError;
 use sriov_host::uevent::{UeventError, UeventSocket};
 use sriov_host::vf::{VfIndex, VfSetting};
-use sriov_host::{Host, discover, driver, kernel, module, sriov};
+use sriov_host::{Host, cloud, discover, driver, function, kernel, module, sriov, vdpa};
 
 use super::{Machine, ObserveError, StepError};
+use crate::desired::VdpaType;
 use crate::kubelet::{Kubelet, KubeletError};
+use crate::networks::{self, Networks};
 use crate::observed::Observed;
 use crate::plan::step::{Driver, Step, VFIO_PCI};
 use crate::store::{Store, StoreError, VfLock};
@@ -34,6 +41,10 @@ use crate::store::{Store, StoreError, VfLock};
 const VFS_DEADLINE: Duration = Duration::from_mins(2);
 /// Longest wait for a driver or for a netdev.
 const DRIVER_DEADLINE: Duration = Duration::from_secs(20);
+/// The switch of module `vfio` by which devices without an IOMMU are taken.
+const NO_IOMMU: &str = "enable_unsafe_noiommu_mode";
+/// Longest wait for the vDPA driver of a VF.
+const VDPA_DEADLINE: Duration = Duration::from_secs(5);
 
 /// This machine.
 #[derive(Clone, Debug)]
@@ -41,12 +52,21 @@ pub struct Linux {
     host: Host,
     store: Store,
     kubelet: Kubelet,
+    networks: Arc<Mutex<Told>>,
+}
+
+/// What the cloud told of this machine's networks.
+#[derive(Debug, Default)]
+struct Told {
+    networks: Networks,
+    /// The NICs there were when it was asked last.
+    nics: BTreeSet<PciAddress>,
 }
 
 impl Linux {
     /// The machine whose `/sys` is below `root`; netlink speaks to this process's network namespace, which must be the host's.
     pub fn new(root: &Path, store: Store) -> Self {
-        Self { host: Host::at(root), store, kubelet: Kubelet::at(root) }
+        Self { host: Host::at(root), store, kubelet: Kubelet::at(root), networks: Arc::default() }
     }
 
     /// The files that outlive this process.
@@ -79,6 +99,9 @@ impl Linux {
     }
 
     fn vf_address(&self, pf: PciAddress, vf: VfIndex) -> Result<PciAddress, StepError> {
+        if vf == VfIndex(0) && discover::is_lone(self.host.sysfs(), pf) {
+            return Ok(pf);
+        }
         let find = || -> Result<Option<PciAddress>, StepError> {
             let vfs = discover::vf_addresses(&self.host, pf).map_err(refused)?;
             Ok(vfs.into_iter().find_map(|(index, address)| (index == vf).then_some(address)))
@@ -145,6 +168,70 @@ impl Linux {
     }
 }
 
+impl Linux {
+    /// Says of each NIC of a virtual machine which network of the cloud it is in. The cloud is asked again when there are other NICs.
+    fn name_networks(&self, observed: &mut Observed) {
+        let lone: BTreeSet<PciAddress> = observed.inventory.pfs.iter().filter(|pf| pf.facts.lone).map(|pf| pf.address).collect();
+        let Some(cloud) = cloud::of(&self.host).filter(|_| !lone.is_empty()) else { return };
+        let mut told = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.nics != lone {
+            match networks::look(&self.host, cloud, Metadata::default()) {
+                Ok(networks) => *told = Told { networks, nics: lone },
+                // Policies that name no network go on.
+                Err(error) => tracing::warn!("{error}; it is asked again at the next look"),
+            }
+        }
+        for pf in observed.inventory.pfs.iter_mut().filter(|pf| pf.facts.lone) {
+            let kept = observed.records.get(&pf.address).and_then(|record| record.net_filter.clone());
+            pf.facts.net_filter = told.networks.of(pf).cloned().or(kept);
+        }
+    }
+
+    /// Both GUIDs, and the driver away that has read earlier ones.
+    fn set_guid(&self, pf: PciAddress, vf: VfIndex, guid: Guid) -> Result<(), StepError> {
+        let (address, _lock) = self.free_vf(pf, vf)?;
+        let route = Route::open().map_err(refused)?;
+        let netdev = netdev(&route, pf)?;
+        // One message each: drivers take no more.
+        for setting in [VfSetting::NodeGuid(guid), VfSetting::PortGuid(guid)] {
+            route.set_vf(netdev.ifindex, vf, &[setting]).map_err(refused)?;
+        }
+        if driver::current(&self.host, address).map_err(refused)?.is_some_and(|driver| !driver::is_userspace(&driver)) {
+            driver::unbind(&self.host, address).map_err(refused)?;
+        }
+        Ok(())
+    }
+
+    /// Makes a vDPA device unless the VF has one, and gives it its driver.
+    fn make_vdpa(&self, pf: PciAddress, vf: VfIndex, driver: &str) -> Result<(), StepError> {
+        let (address, _lock) = self.free_vf(pf, vf)?;
+        let find = || function::vdpa_of(&self.host, address).map_err(refused);
+        let name = if let Some(found) = find()? {
+            found.name
+        } else {
+            let (bus, name) = (VdpaBus::open().map_err(refused)?, vdpa::name_of(address));
+            let mut last = None;
+            // The VF's vDPA driver comes a moment after its network driver.
+            let add = || match bus.add(&Carrier::from(address), &name) {
+                Ok(()) => Ok(Some(())),
+                Err(error) if error.is_gone() => {
+                    last = Some(error);
+                    Ok(None)
+                }
+                Err(error) => Err(refused(error)),
+            };
+            let events = UeventSocket::open().map_err(refused)?;
+            let added = events.wait_until(Instant::now() + VDPA_DEADLINE, add)?;
+            let cure = "its driver offers no vDPA: load the vDPA driver of the NIC (mlx5_vdpa for ConnectX-6 Dx and later), or remove vdpaType from the policy";
+            if let (None, Some(error)) = (added, last) {
+                return Err(StepError::Refused { said: format!("{error}; {cure}"), errno: Some(error.errno()) });
+            }
+            name
+        };
+        vdpa::bind(&self.host, &name, driver).map_err(refused)
+    }
+}
+
 impl Machine for Linux {
     fn observe(&self) -> Result<Observed, ObserveError> {
         let read = |what: &str, error: &dyn std::fmt::Display| ObserveError::ReadState { what: what.to_owned(), reason: error.to_string() };
@@ -164,9 +251,19 @@ impl Machine for Linux {
         }
         observed.vfio_pci_loaded = driver::is_loaded(&self.host, VFIO_PCI);
         observed.vfio_pci_loadable = !observed.vfio_pci_loaded && module::is_available(&self.host, VFIO_PCI);
+        for driver in VdpaType::ALL.map(VdpaType::driver) {
+            if vdpa::is_loaded(&self.host, driver) {
+                observed.vdpa_drivers.insert(driver.to_owned());
+            } else if module::is_available(&self.host, driver) {
+                observed.vdpa_drivers_loadable.insert(driver.to_owned());
+            }
+        }
+        observed.guids = self.store.guids().map_err(|error| read("the GUIDs of InfiniBand VFs", &error))?;
         observed.staged_rdma_mode = self.store.staged_rdma_mode().map_err(|error| read("the mode of RDMA devices", &error))?;
         observed.has_namespaces = self.store.has_namespaces();
         observed.records = self.store.records().map_err(|error| read("the records of configured PFs", &error))?;
+        observed.vfio_without_iommu = module::parameter(&self.host, "vfio", NO_IOMMU).is_some_and(|value| value == "Y");
+        self.name_networks(&mut observed);
         Ok(observed)
     }
 
@@ -176,6 +273,7 @@ impl Machine for Linux {
             Step::Forget { pf } => self.store.delete_record(*pf).map_err(refused),
             Step::SetAutoprobe { pf, on } => sriov::set_autoprobe(&self.host, *pf, *on).map_err(refused),
             Step::SetNumVfs { pf, to, .. } => self.set_numvfs(*pf, *to),
+            Step::AllowNoIommu => module::set_parameter(&self.host, "vfio", NO_IOMMU, "Y").map_err(refused),
             Step::LoadModule { module } => module::load(&self.host, module).map_err(refused),
             Step::SetRdmaMode { mode } => Rdma::open().and_then(|rdma| rdma.set_mode(*mode)).map_err(refused),
             Step::StageRdmaMode { mode } => self.store.stage_rdma_mode(*mode).map_err(refused),
@@ -193,6 +291,13 @@ impl Machine for Linux {
                 let netdev = netdev(&route, *pf)?;
                 route.set_vf(netdev.ifindex, *vf, &[VfSetting::Mac(*mac)]).map_err(refused)
             }
+            Step::SetVfGuid { pf, vf, guid } => self.set_guid(*pf, *vf, *guid),
+            Step::MakeVdpa { pf, vf, kind } => self.make_vdpa(*pf, *vf, kind.driver()),
+            Step::RemoveVdpa { pf, vf } => {
+                let (address, _lock) = self.free_vf(*pf, *vf)?;
+                VdpaBus::open().and_then(|bus| bus.remove(&vdpa::name_of(address))).map_err(refused)
+            }
+            Step::NameRepresentors { pf, base } => name_representors(*pf, base),
             Step::BindDriver { pf, vf, driver } => self.bind(*pf, *vf, *driver),
             Step::SetVfMtu { pf, vf, mtu } => {
                 let (address, _lock) = self.free_vf(*pf, *vf)?;
@@ -231,6 +336,21 @@ fn no_vfs(error: &SriovError, command_line: &str) -> StepError {
          the kernel command line and reboot"
     };
     StepError::NoSpace { said: error.to_string(), cure }
+}
+
+/// Those that are up, or ports of something, keep their names: somebody counts on them.
+fn name_representors(pf: PciAddress, base: &str) -> Result<(), StepError> {
+    let route = Route::open().map_err(refused)?;
+    let links = route.links().map_err(refused)?;
+    let Some(uplink) = uplink(links.iter().filter(|link| link.parent == Some(pf))) else { return Ok(()) };
+    for (index, found) in discover::representors(uplink, &links) {
+        let name = format!("{base}_{index}");
+        let idle = links.iter().find(|link| link.netdev.name == found && !link.netdev.admin_up && link.stack.master.is_none());
+        if let Some(link) = idle.filter(|link| link.netdev.name != name) {
+            route.change_link(link.netdev.ifindex, &LinkChange { name: Some(&name), ..LinkChange::default() }).map_err(refused)?;
+        }
+    }
+    Ok(())
 }
 
 /// A driver without the feature is left as it is: switchdev mode works without, in software.

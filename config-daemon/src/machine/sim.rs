@@ -4,12 +4,13 @@
 //! their settings; VFs may be seen late; they get a driver by themselves only when autoprobe is on; VFs of a PF whose autoprobe is off cannot get their kernel driver; a VF
 //! probes with its administrative MAC, or with a random one; an administrative MAC does not reach a netdev that exists; the netdev is gone while
 //! another driver has the VF; an eswitch changes its mode as its family wants it and loses it with the VFs; bnxt_en ignores the number of VFs while
-//! its PF is down. Any step can be told to fail. Steps may come from several threads.
+//! its PF is down; representors come and go with switchdev mode; a vDPA device needs its bus driver and goes with the VF's kernel driver. Any step can be told to fail. Steps may come from several threads.
 //!
 //! Invariant: it counts what must never happen (`crimes`), so that tests need not look for it.
 
 use std::sync::{Mutex, MutexGuard};
 
+use sriov_host::function::Vdpa;
 use sriov_host::inventory::{EswitchMode, Facts, Inventory, Iommu, LinkType, Netdev, Pf, Vf};
 use sriov_host::mac::MacAddr;
 use sriov_host::pci::{DeviceId, PciAddress, VendorId};
@@ -65,7 +66,8 @@ impl Sim {
         let pfs = addresses.iter().enumerate().map(|(i, address)| idle_pf(address.parse().unwrap(), u32::try_from(i).unwrap() + 2)).collect();
         let iommu = Iommu { active: true, command_line: "intel_iommu=on".to_owned() };
         let inventory = Inventory { iommu, pfs, ..Inventory::default() };
-        Self::new(Observed { inventory, vfio_pci_loaded: true, machine_id: "sim".to_owned(), ..Observed::default() })
+        let vdpa_drivers_loadable = ["vhost_vdpa".to_owned()].into();
+        Self::new(Observed { inventory, vdpa_drivers_loadable, vfio_pci_loaded: true, machine_id: "sim".to_owned(), ..Observed::default() })
     }
 
     /// The next step whose text begins so fails.
@@ -159,6 +161,7 @@ impl Sim {
                 self.probe(vf);
             }
         }
+        represent(found);
         let mut notes = self.notes();
         if to > 0 && std::mem::take(&mut notes.late) {
             notes.hidden = true;
@@ -186,6 +189,7 @@ impl Sim {
             return Err(StepError::refused("EOPNOTSUPP"));
         }
         found.eswitch_mode = mode;
+        represent(found);
         Ok(())
     }
 
@@ -193,6 +197,7 @@ impl Sim {
         let address = step.pf().unwrap();
         let autoprobe = !state.autoprobe_off.contains(&address);
         let in_use = state.vfs_in_use.clone();
+        let vdpa_drivers = state.vdpa_drivers.clone();
         let pf = state.inventory.pfs.iter_mut().find(|p| p.address == address);
         let vf = pf.and_then(|pf| pf.vfs.iter_mut().find(|vf| vf.index == index)).ok_or_else(|| StepError::refused("no such VF"))?;
         if in_use.contains_key(&vf.address) || !vf.facts.uses.is_empty() {
@@ -203,13 +208,29 @@ impl Sim {
                 Some(attributes) => attributes.mac = *mac,
                 None => return Err(StepError::refused("EOPNOTSUPP")),
             },
+            Step::SetVfGuid { guid, .. } => {
+                match &mut vf.attributes {
+                    Some(attributes) => (attributes.node_guid, attributes.port_guid) = (Some(*guid), Some(*guid)),
+                    None => return Err(StepError::refused("EOPNOTSUPP")),
+                }
+                (vf.netdev, vf.driver, vf.facts.vdpa) = (None, None, None);
+            }
+            Step::MakeVdpa { .. } if vf.netdev.is_none() => return Err(StepError::refused("ENODEV: no driver that offers vDPA")),
+            Step::MakeVdpa { kind, .. } if !vdpa_drivers.contains(kind.driver()) => return Err(StepError::refused("ENOENT: no such driver")),
+            Step::MakeVdpa { kind, .. } => {
+                let name = vf.facts.vdpa.take().map_or_else(|| sriov_host::vdpa::name_of(vf.address), |vdpa| vdpa.name);
+                vf.facts.vdpa = Some(Vdpa { name, driver: Some(kind.driver().to_owned()), node: None });
+            }
+            Step::RemoveVdpa { .. } => vf.facts.vdpa = None,
             Step::BindDriver { driver: Driver::VfioPci, .. } => {
-                vf.netdev = None;
+                (vf.netdev, vf.facts.vdpa) = (None, None);
                 vf.driver = Some(VFIO_PCI.to_owned());
             }
             Step::BindDriver { driver: Driver::KernelDefault, .. } if !autoprobe => {
                 return Err(StepError::refused("ENODEV: autoprobe is off"));
             }
+            // As the host's verb: a VF that has a kernel driver is left alone.
+            Step::BindDriver { driver: Driver::KernelDefault, .. } if Driver::KernelDefault.is(vf.driver.as_deref()) => {}
             Step::BindDriver { driver: Driver::KernelDefault, .. } => self.probe(vf),
             Step::SetVfMtu { mtu, .. } => match &mut vf.netdev {
                 Some(netdev) => netdev.mtu = *mtu,
@@ -259,14 +280,37 @@ impl Machine for Sim {
                     self.crime(format!("{pf}: the MTU of a port that the host uses was changed"));
                 }
             }
-            Step::LoadModule { .. }
-            | Step::EnableOffload { .. }
+            Step::AllowNoIommu => state.vfio_without_iommu = true,
+            Step::LoadModule { module } => {
+                if state.vdpa_drivers_loadable.remove(module) {
+                    state.vdpa_drivers.insert(module.clone());
+                }
+            }
+            Step::NameRepresentors { pf, base } => {
+                let found = state.inventory.pfs.iter_mut().find(|p| p.address == *pf).ok_or_else(|| StepError::refused("no such PF"))?;
+                for vf in found.vfs.iter_mut().filter(|vf| vf.facts.representor_idle) {
+                    vf.facts.representor = Some(format!("{base}_{}", vf.index));
+                }
+            }
+            Step::EnableOffload { .. }
             | Step::SetSteering { .. }
             | Step::SetAdminMac { .. }
+            | Step::SetVfGuid { .. }
+            | Step::MakeVdpa { .. }
+            | Step::RemoveVdpa { .. }
             | Step::BindDriver { .. }
             | Step::SetVfMtu { .. } => {}
         }
         Ok(())
+    }
+}
+
+/// Switchdev mode makes a representor for each VF, which the kernel names as it likes; legacy mode takes them away.
+fn represent(pf: &mut Pf) {
+    let switchdev = pf.eswitch_mode == EswitchMode::Switchdev;
+    for vf in pf.vfs.iter_mut().filter(|vf| !switchdev || vf.facts.representor.is_none()) {
+        vf.facts.representor = switchdev.then(|| format!("eth{}", vf.address.routing_id()));
+        vf.facts.representor_idle = switchdev;
     }
 }
 

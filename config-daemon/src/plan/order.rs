@@ -12,25 +12,35 @@
 //!   then. The MTU is raised when the old VFs are gone, because drivers that lay out buffers by it refuse it otherwise.
 //! - The eswitch changes its mode where the driver wants it (`family`): before there are VFs, or when there are and none has a driver yet. The way
 //!   to another number of VFs in switchdev mode is the same as the way there, because drivers that want VFs first take the mode back with them.
+//! - Representors are named when the eswitch has its mode, which is when they are there, and before anybody uses them.
+//! - GUIDs are set before the driver is bound: `mlx5_core` reads them when it is probed. A vDPA device comes last, because it is a child of the
+//!   VF's kernel driver and goes with it.
 //! - The administrative MAC is set before the driver is bound: an `igbvf` netdev takes it over only when it is probed.
 //!
 //! Invariant: a VF that somebody uses gets no step.
 
 use sha2::{Digest, Sha256};
 use sriov_host::driver::is_userspace;
+use sriov_host::function::Vdpa;
+use sriov_host::guid::Guid;
 use sriov_host::inventory::{EswitchMode, LinkType, Netdev, Pf, Vf};
 use sriov_host::mac::MacAddr;
 use sriov_host::pci::PciAddress;
+use sriov_host::vdpa;
 use sriov_host::vf::VfIndex;
 
 use super::VfUser;
 use super::family::{Eswitch, Family};
 use super::step::{Driver, Step};
-use crate::desired::{DesiredPf, DeviceType, VfGroup};
+use crate::desired::{DesiredPf, DeviceType, VdpaType, VfGroup};
+use crate::guids::stable_guid;
 use crate::observed::{Observed, Record};
 
 /// Linux's default MTU, for PFs whose first MTU nobody wrote down.
 const DEFAULT_MTU: u32 = 1500;
+
+/// `IFNAMSIZ` without its closing zero.
+const MAX_NAME_BYTES: usize = 15;
 
 /// The steps of a PF, and the VFs that cannot have theirs yet.
 #[derive(Debug, Default)]
@@ -57,6 +67,9 @@ pub(crate) fn make(wish: &DesiredPf, pf: &Pf, observed: &Observed) -> Order {
         steps.push(Step::SetNumVfs { pf: pf.address, from: 0, to: wish.numvfs });
     }
     steps.extend(after);
+    if wish.numvfs > 0 && wish.eswitch_mode == EswitchMode::Switchdev {
+        steps.extend(representor_base(wish, pf).map(|base| Step::NameRepresentors { pf: pf.address, base }));
+    }
     if wish.numvfs > 0 || autoprobe_off {
         steps.push(Step::SetAutoprobe { pf: pf.address, on: true });
     }
@@ -71,10 +84,13 @@ pub(crate) fn make(wish: &DesiredPf, pf: &Pf, observed: &Observed) -> Order {
 pub(crate) fn adjust(wish: &DesiredPf, pf: &Pf, observed: &Observed) -> Order {
     let mut order = Order::default();
     order.steps.extend(first_record(wish, pf, observed));
-    if observed.autoprobe_off.contains(&pf.address) && !wish.externally_managed {
+    if observed.autoprobe_off.contains(&pf.address) && !wish.externally_managed && !pf.facts.lone {
         order.steps.push(Step::SetAutoprobe { pf: pf.address, on: true });
     }
-    order.steps.extend(pf_netdev(wish, pf));
+    if !pf.facts.lone {
+        order.steps.extend(pf_netdev(wish, pf));
+    }
+    order.steps.extend(misnamed(wish, pf));
     for index in (0..pf.numvfs).map(VfIndex) {
         let Some(now) = pf.vfs.iter().find(|vf| vf.index == index) else {
             // Made, but not seen yet: its steps wait for it.
@@ -85,7 +101,11 @@ pub(crate) fn adjust(wish: &DesiredPf, pf: &Pf, observed: &Observed) -> Order {
             None => order.steps.extend(vf(wish, pf, &VfNow::of(now), observed)),
             // What a pod's VF has of MAC and MTU is the pod's; only its driver is compared, and only reported.
             Some(user) => {
-                let other = |step: &Step| matches!(step, Step::BindDriver { .. });
+                let other = |step: &Step| match step {
+                    // Of a VF without GUIDs its driver is not wrong.
+                    Step::BindDriver { driver, .. } => !driver.is(now.driver.as_deref()),
+                    step => matches!(step, Step::MakeVdpa { .. } | Step::RemoveVdpa { .. }),
+                };
                 let wrong = vf(wish, pf, &VfNow::of(now), observed).iter().any(other);
                 order.waiting.extend(wrong.then_some((now.address, user)));
             }
@@ -95,6 +115,41 @@ pub(crate) fn adjust(wish: &DesiredPf, pf: &Pf, observed: &Observed) -> Order {
         order.steps.extend(later_record(wish, observed));
     }
     order
+}
+
+/// Gives a NIC of a virtual machine back to its kernel driver, and its MTU, where we changed them.
+pub(crate) fn give_back(pf: &Pf, record: &Record) -> Vec<Step> {
+    let (address, mut steps) = (pf.address, Vec::new());
+    for vf in &pf.vfs {
+        let left = group_left(record, vf.index);
+        let vfio = left.as_ref().is_some_and(|group| group.device_type == DeviceType::VfioPci);
+        if vfio && vf.driver.as_deref().is_none_or(is_userspace) {
+            steps.push(Step::BindDriver { pf: address, vf: vf.index, driver: Driver::KernelDefault });
+        }
+        let (set, original) = (left.and_then(|group| group.mtu), record.original_mtu.unwrap_or(DEFAULT_MTU));
+        if vf.netdev.as_ref().is_some_and(|netdev| netdev.mtu != original && Some(netdev.mtu) == set) {
+            steps.push(Step::SetVfMtu { pf: address, vf: vf.index, mtu: original });
+        }
+    }
+    steps
+}
+
+/// What the names of a PF's representors begin with: the name by which policies know the PF. `None` where a name would be too long for the kernel.
+pub(crate) fn representor_base(wish: &DesiredPf, pf: &Pf) -> Option<String> {
+    let found = pf.netdev.as_ref().map_or("", |netdev| netdev.name.as_str());
+    let base = if wish.name.is_empty() { found } else { &wish.name };
+    let longest = format!("{base}_{}", wish.numvfs.saturating_sub(1));
+    (!base.is_empty() && !wish.externally_managed && longest.len() <= MAX_NAME_BYTES).then(|| base.to_owned())
+}
+
+/// Names representors anew, when one has another name and nobody uses it.
+fn misnamed(wish: &DesiredPf, pf: &Pf) -> Option<Step> {
+    if wish.eswitch_mode != EswitchMode::Switchdev {
+        return None;
+    }
+    let base = representor_base(wish, pf)?;
+    let wrong = |vf: &Vf| vf.facts.representor_idle && vf.facts.representor.as_ref().is_some_and(|name| *name != format!("{base}_{}", vf.index));
+    pf.vfs.iter().any(wrong).then_some(Step::NameRepresentors { pf: pf.address, base })
 }
 
 /// Takes back what was done to a PF that is not wanted any more.
@@ -128,6 +183,7 @@ fn first_record(wish: &DesiredPf, pf: &Pf, observed: &Observed) -> Option<Step> 
         interface: wish.interface.clone(),
         original_mtu: pf.netdev.as_ref().map(|n| n.mtu),
         original_eswitch_mode: (wish.eswitch_mode != EswitchMode::Legacy || pf.eswitch_mode != EswitchMode::Legacy).then_some(pf.eswitch_mode),
+        net_filter: pf.facts.net_filter.clone(),
     };
     Some(Step::RecordOwnership { pf: wish.address, record: Box::new(record) })
 }
@@ -180,15 +236,28 @@ struct VfNow<'a> {
     /// `None` when the PF does not report one, so it is not set either.
     admin_mac: Option<MacAddr>,
     netdev: Option<&'a Netdev>,
+    /// What the PF holds, or where it does not tell, what the VF's driver read; `None` when neither tells.
+    guid: Option<Guid>,
+    vdpa: Option<&'a Vdpa>,
 }
 
 impl<'a> VfNow<'a> {
     fn fresh(index: VfIndex, pf: &Pf) -> Self {
-        Self { index, driver: None, admin_mac: pf.netdev.as_ref().map(|_| MacAddr::ZERO), netdev: None }
+        Self { index, driver: None, admin_mac: pf.netdev.as_ref().map(|_| MacAddr::ZERO), netdev: None, guid: Some(Guid(0)), vdpa: None }
     }
 
     fn of(vf: &'a Vf) -> Self {
-        Self { index: vf.index, driver: vf.driver.as_deref(), admin_mac: vf.attributes.as_ref().map(|a| a.mac), netdev: vf.netdev.as_ref() }
+        let guid = vf.attributes.as_ref().and_then(|a| a.node_guid).or(vf.facts.node_guid);
+        // A VF without a driver was just made, as far as one can tell.
+        let guid = guid.or(vf.driver.is_none().then_some(Guid(0)));
+        Self {
+            index: vf.index,
+            driver: vf.driver.as_deref(),
+            admin_mac: vf.attributes.as_ref().map(|a| a.mac),
+            netdev: vf.netdev.as_ref(),
+            guid,
+            vdpa: vf.facts.vdpa.as_ref(),
+        }
     }
 }
 
@@ -205,7 +274,12 @@ fn vf(wish: &DesiredPf, pf: &Pf, now: &VfNow<'_>, observed: &Observed) -> Vec<St
         let mac = kept.unwrap_or_else(|| stable_mac(&observed.machine_id, address, index));
         steps.push(Step::SetAdminMac { pf: address, vf: index, mac });
     }
-    if !bound {
+    let guid = guid(pf, now, observed);
+    steps.extend(guid.map(|guid| Step::SetVfGuid { pf: address, vf: index, guid }));
+    if bound && group.vdpa.is_none() && is_ours(pf, now) {
+        steps.push(Step::RemoveVdpa { pf: address, vf: index });
+    }
+    if !bound || (guid.is_some() && driver == Driver::KernelDefault) {
         steps.push(Step::BindDriver { pf: address, vf: index, driver });
     }
     if driver == Driver::KernelDefault
@@ -214,7 +288,26 @@ fn vf(wish: &DesiredPf, pf: &Pf, now: &VfNow<'_>, observed: &Observed) -> Vec<St
     {
         steps.push(Step::SetVfMtu { pf: address, vf: index, mtu });
     }
+    let wanted = |kind: &VdpaType| guid.is_some() || now.vdpa.and_then(|vdpa| vdpa.driver.as_deref()) != Some(kind.driver());
+    steps.extend(group.vdpa.filter(wanted).map(|kind| Step::MakeVdpa { pf: address, vf: index, kind }));
     steps
+}
+
+/// The GUID that an InfiniBand VF is to get: the administrator's, or where there is none and the VF has none, one that survives making it anew.
+fn guid(pf: &Pf, now: &VfNow<'_>, observed: &Observed) -> Option<Guid> {
+    let infiniband = pf.netdev.as_ref().is_some_and(|netdev| netdev.link_type == LinkType::Infiniband);
+    // What nobody tells cannot be compared, and would be set for ever.
+    let found = now.guid.filter(|_| infiniband)?;
+    match observed.guids.of(pf).and_then(|guids| guids.get(now.index)) {
+        Some(given) => Some(given).filter(|given| *given != found),
+        None => (!found.is_assignable()).then(|| stable_guid(&observed.machine_id, pf.address, now.index)),
+    }
+}
+
+/// Whether a VF has a vDPA device of the operator's, which its name says.
+fn is_ours(pf: &Pf, now: &VfNow<'_>) -> bool {
+    let address = pf.vfs.iter().find(|vf| vf.index == now.index).map(|vf| vf.address);
+    now.vdpa.is_some_and(|vdpa| address.is_some_and(|address| vdpa.name == vdpa::name_of(address)))
 }
 
 /// A VF of no group goes back to what a fresh one is: its kernel driver when it has none or when the group that it left had given it to
@@ -226,6 +319,9 @@ fn without_group(wish: &DesiredPf, pf: &Pf, now: &VfNow<'_>, observed: &Observed
         Some(driver) => is_userspace(driver) && left.as_ref().is_some_and(|group| group.device_type == DeviceType::VfioPci),
     };
     let mut steps = Vec::new();
+    if is_ours(pf, now) {
+        steps.push(Step::RemoveVdpa { pf: pf.address, vf: now.index });
+    }
     if bind {
         steps.push(Step::BindDriver { pf: pf.address, vf: now.index, driver: Driver::KernelDefault });
     }

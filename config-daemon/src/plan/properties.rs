@@ -10,7 +10,7 @@ use super::family::{Eswitch, FAMILIES, Family};
 use super::plan;
 use super::step::Step;
 use crate::apply::apply;
-use crate::desired::Desired;
+use crate::desired::{Desired, VdpaType};
 use crate::machine::Machine;
 use crate::machine::sim::Sim;
 use crate::observed::Observed;
@@ -52,7 +52,9 @@ fn desired(wishes: &[Wish]) -> Desired {
         let split = vfio_from.unwrap_or(numvfs).min(numvfs);
         let mut vf_groups = Vec::new();
         if split > 0 {
-            vf_groups.push(group("net", "netdevice", 0, split - 1, mtu));
+            // Not a choice of its own, so that the cases stay as many: every other switchdev wish has vDPA devices.
+            let vdpa_type = (eswitch_mode.is_some() && numvfs % 2 == 1).then(|| "vhost".to_owned());
+            vf_groups.push(VfGroup { vdpa_type, ..group("net", "netdevice", 0, split - 1, mtu) });
         }
         if split < numvfs {
             vf_groups.push(group("dpdk", "vfio-pci", split, numvfs - 1, None));
@@ -119,6 +121,13 @@ proptest! {
             let waits = plan(&wanted, &end).refusals.iter().any(|r| r.pf == Some(*address));
             prop_assert!(waits || pf.numvfs == wish.numvfs, "{address} has {} VFs", pf.numvfs);
             prop_assert!(waits || pf.eswitch_mode == wish.eswitch_mode, "{address} is in {:?}", pf.eswitch_mode);
+            let named = |vf: &sriov_host::inventory::Vf| vf.facts.representor.as_deref().is_none_or(|name| !name.starts_with("eth"));
+            prop_assert!(waits || pf.vfs.iter().all(named), "{address} has representors as the kernel names them: {:?}", pf.vfs);
+            for vf in &pf.vfs {
+                let wanted = wish.group_of(vf.index).and_then(|group| group.vdpa).map(VdpaType::driver);
+                let found = vf.facts.vdpa.as_ref().and_then(|vdpa| vdpa.driver.as_deref());
+                prop_assert!(waits || end.user_of(pf, vf).is_some() || found == wanted, "{} has vDPA driver {found:?}, not {wanted:?}", vf.address);
+            }
             prop_assert!(waits || !end.autoprobe_off.contains(address), "{address} is left with autoprobe off");
         }
     }

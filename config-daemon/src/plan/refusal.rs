@@ -43,6 +43,8 @@ pub enum Reason {
     IommuInactive,
     /// `vfio-pci` is not loaded.
     DriverNotLoaded,
+    /// The file with the GUIDs of InfiniBand VFs is not understood, or has too few.
+    InvalidGuids,
     /// The host uses the PF, and what is asked would stop its traffic.
     PfInUse,
     /// Something takes effect only at the next boot, or before the first network namespace is made.
@@ -68,6 +70,7 @@ impl Reason {
             Self::EswitchModeMismatch => "EswitchModeMismatch",
             Self::IommuInactive => node::IOMMU_INACTIVE,
             Self::DriverNotLoaded => "DriverNotLoaded",
+            Self::InvalidGuids => "InvalidGuids",
             Self::PfInUse => "PfInUse",
             Self::RebootRequired => "RebootRequired",
             Self::VfsInUse => node::WAITING_FOR_VFS_IN_USE,
@@ -110,11 +113,17 @@ pub(crate) fn check<'a>(wish: &DesiredPf, observed: &'a Observed) -> Result<&'a 
     if let Some(said) = not_listed(pf, observed) {
         return refuse(Reason::UnsupportedNic, said);
     }
-    if pf.driver.is_none() {
+    // A NIC of a virtual machine may have lost its driver to a step that was not finished; a PF without a driver has no VFs.
+    if pf.driver.is_none() && !pf.facts.lone {
         return refuse(Reason::PfWithoutDriver, "no driver is bound, so it cannot have VFs: load its kernel driver".to_owned());
     }
-    if let Some((reason, said)) =
-        wrong_count(wish, pf).or_else(|| wrong_link(wish, pf)).or_else(|| no_vfio(wish, observed)).or_else(|| no_space(wish, pf, observed))
+    if let Some((reason, said)) = beyond_lone(wish, pf)
+        .or_else(|| wrong_count(wish, pf))
+        .or_else(|| wrong_link(wish, pf))
+        .or_else(|| no_vfio(wish, pf, observed))
+        .or_else(|| no_vdpa(wish, observed))
+        .or_else(|| no_guids(wish, pf, observed))
+        .or_else(|| no_space(wish, pf, observed))
     {
         return refuse(reason, said);
     }
@@ -132,6 +141,19 @@ fn not_listed(pf: &Pf, observed: &Observed) -> Option<String> {
          (any key; the value is \"<vendor> <PF device> <VF device>\"); it takes effect without a restart",
         pf.vendor, pf.device, pf.vendor, pf.device
     ))
+}
+
+/// Of a VF without its PF only driver and MTU can be set.
+fn beyond_lone(wish: &DesiredPf, pf: &Pf) -> Option<(Reason, String)> {
+    let asked = match () {
+        () if !pf.facts.lone => return None,
+        () if wish.numvfs != 1 => format!("{} VFs", wish.numvfs),
+        () if wish.eswitch_mode != EswitchMode::Legacy => "eSwitchMode switchdev".to_owned(),
+        () => return None,
+    };
+    let said =
+        format!("{} asks for {asked}, and this is a NIC of a virtual machine, which is one VF: set numVfs to 1 and no eSwitchMode", wish.policies());
+    Some((Reason::Unsupported, said))
 }
 
 fn wrong_count(wish: &DesiredPf, pf: &Pf) -> Option<(Reason, String)> {
@@ -215,10 +237,37 @@ fn no_space(wish: &DesiredPf, pf: &Pf, observed: &Observed) -> Option<(Reason, S
     Some((Reason::RebootRequired, said))
 }
 
-fn no_vfio(wish: &DesiredPf, observed: &Observed) -> Option<(Reason, String)> {
+fn no_vdpa(wish: &DesiredPf, observed: &Observed) -> Option<(Reason, String)> {
+    let missing = |driver: &str| !observed.vdpa_drivers.contains(driver) && !observed.vdpa_drivers_loadable.contains(driver);
+    let group = wish.groups.iter().find(|group| group.vdpa.is_some_and(|kind| missing(kind.driver())))?;
+    let (kind, driver) = (group.vdpa?.as_str(), group.vdpa?.driver());
+    let said = format!(
+        "policy {:?} asks for vdpaType {kind}, and its driver {driver} is neither loaded nor among the modules of the running kernel that this program can \
+         see: run  modprobe {driver}  and list it in /etc/modules-load.d",
+        group.policy_name
+    );
+    Some((Reason::DriverNotLoaded, said))
+}
+
+/// The administrator's GUIDs, where the port is InfiniBand: a file that is not understood, or too few.
+fn no_guids(wish: &DesiredPf, pf: &Pf, observed: &Observed) -> Option<(Reason, String)> {
+    const FILE: &str = "/etc/sriov-operator/infiniband/guids";
+    pf.netdev.as_ref().filter(|netdev| netdev.link_type == LinkType::Infiniband && wish.numvfs > 0)?;
+    if let Some(fault) = &observed.guids.fault {
+        return Some((Reason::InvalidGuids, format!("{FILE} is not understood ({fault}): correct it, or delete it for GUIDs that are made up")));
+    }
+    let count = observed.guids.of(pf)?.count();
+    let said =
+        format!("{} asks for {} VFs, and {FILE} has {count} GUIDs for them: add GUIDs, or set numVfs to {count}", wish.policies(), wish.numvfs);
+    (count < u64::from(wish.numvfs)).then_some((Reason::InvalidGuids, said))
+}
+
+fn no_vfio(wish: &DesiredPf, pf: &Pf, observed: &Observed) -> Option<(Reason, String)> {
     let group = wish.groups.iter().find(|g| g.device_type == DeviceType::VfioPci)?;
     let kernel = &observed.inventory.kernel;
-    if !observed.inventory.iommu.active && iommu::comes_with_the_next_boot(kernel, &observed.inventory.iommu.command_line) {
+    // A virtual machine has no IOMMU to switch on; its NICs are taken without.
+    let active = observed.inventory.iommu.active || pf.facts.lone;
+    if !active && iommu::comes_with_the_next_boot(kernel, &observed.inventory.iommu.command_line) {
         let said = format!(
             "policy {:?} asks for {VFIO_PCI}, which needs an IOMMU; the boot loader's configuration switches it on and the running kernel was started \
              without: this node is drained and rebooted for it, once",
@@ -226,7 +275,7 @@ fn no_vfio(wish: &DesiredPf, observed: &Observed) -> Option<(Reason, String)> {
         );
         return Some((Reason::RebootRequired, said));
     }
-    if !observed.inventory.iommu.active {
+    if !active {
         let said = format!(
             "policy {:?} asks for {VFIO_PCI}, which needs an IOMMU, and none is active on this machine: {}",
             group.policy_name,

@@ -7,12 +7,13 @@
 use std::fmt;
 
 use sriov_host::driver::is_userspace;
+use sriov_host::guid::Guid;
 use sriov_host::inventory::{EswitchMode, RdmaMode};
 use sriov_host::mac::MacAddr;
 use sriov_host::pci::PciAddress;
 use sriov_host::vf::VfIndex;
 
-use crate::desired::DeviceType;
+use crate::desired::{DeviceType, VdpaType};
 use crate::observed::Record;
 
 /// The driver that a VF is to have.
@@ -67,6 +68,8 @@ pub enum Step {
         /// Its name.
         module: String,
     },
+    /// Let `vfio-pci` have devices without an IOMMU, on a virtual machine that has none.
+    AllowNoIommu,
     /// Set whether RDMA devices belong to one network namespace or are shared by all.
     SetRdmaMode {
         /// The mode.
@@ -128,6 +131,39 @@ pub enum Step {
         /// The address.
         mac: MacAddr,
     },
+    /// Set the GUIDs that the PF holds for an InfiniBand VF (`ip link set PF vf N node_guid G`, `port_guid G`), and take the VF from its kernel driver,
+    /// which reads them when it is bound.
+    SetVfGuid {
+        /// The PF.
+        pf: PciAddress,
+        /// The VF.
+        vf: VfIndex,
+        /// Of node and port.
+        guid: Guid,
+    },
+    /// Give a VF a vDPA device, or the one that it has another driver.
+    MakeVdpa {
+        /// The PF.
+        pf: PciAddress,
+        /// The VF.
+        vf: VfIndex,
+        /// How it is used.
+        kind: VdpaType,
+    },
+    /// Remove the vDPA device of a VF.
+    RemoveVdpa {
+        /// The PF.
+        pf: PciAddress,
+        /// The VF.
+        vf: VfIndex,
+    },
+    /// Name the representors of all VFs of a PF, where nobody uses them yet.
+    NameRepresentors {
+        /// The PF.
+        pf: PciAddress,
+        /// What the names begin with; an underscore and the VF's index follow.
+        base: String,
+    },
     /// Bind a VF to a driver, after unbinding it from the one it has.
     BindDriver {
         /// The PF.
@@ -157,7 +193,7 @@ impl Step {
     /// The PF that the step changes, or whose VF it changes; `None` for a step of the whole machine.
     pub fn pf(&self) -> Option<PciAddress> {
         match self {
-            Self::LoadModule { .. } | Self::SetRdmaMode { .. } | Self::StageRdmaMode { .. } => None,
+            Self::LoadModule { .. } | Self::AllowNoIommu | Self::SetRdmaMode { .. } | Self::StageRdmaMode { .. } => None,
             Self::RecordOwnership { pf, .. }
             | Self::SetAutoprobe { pf, .. }
             | Self::SetNumVfs { pf, .. }
@@ -167,6 +203,10 @@ impl Step {
             | Self::SetPfUp { pf }
             | Self::SetPfMtu { pf, .. }
             | Self::SetAdminMac { pf, .. }
+            | Self::SetVfGuid { pf, .. }
+            | Self::MakeVdpa { pf, .. }
+            | Self::RemoveVdpa { pf, .. }
+            | Self::NameRepresentors { pf, .. }
             | Self::BindDriver { pf, .. }
             | Self::SetVfMtu { pf, .. }
             | Self::Forget { pf } => Some(*pf),
@@ -177,6 +217,7 @@ impl Step {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::LoadModule { .. } => "LoadModule",
+            Self::AllowNoIommu => "AllowNoIommu",
             Self::SetRdmaMode { .. } => "SetRdmaMode",
             Self::StageRdmaMode { .. } => "StageRdmaMode",
             Self::RecordOwnership { .. } => "RecordOwnership",
@@ -188,6 +229,10 @@ impl Step {
             Self::SetPfUp { .. } => "SetPfUp",
             Self::SetPfMtu { .. } => "SetPfMtu",
             Self::SetAdminMac { .. } => "SetAdminMac",
+            Self::SetVfGuid { .. } => "SetVfGuid",
+            Self::MakeVdpa { .. } => "MakeVdpa",
+            Self::RemoveVdpa { .. } => "RemoveVdpa",
+            Self::NameRepresentors { .. } => "NameRepresentors",
             Self::BindDriver { .. } => "BindDriver",
             Self::SetVfMtu { .. } => "SetVfMtu",
             Self::Forget { .. } => "Forget",
@@ -197,7 +242,12 @@ impl Step {
     /// The VF that the step changes; `None` for a step of the whole PF.
     pub fn vf(&self) -> Option<VfIndex> {
         match self {
-            Self::SetAdminMac { vf, .. } | Self::BindDriver { vf, .. } | Self::SetVfMtu { vf, .. } => Some(*vf),
+            Self::SetAdminMac { vf, .. }
+            | Self::SetVfGuid { vf, .. }
+            | Self::MakeVdpa { vf, .. }
+            | Self::RemoveVdpa { vf, .. }
+            | Self::BindDriver { vf, .. }
+            | Self::SetVfMtu { vf, .. } => Some(*vf),
             _ => None,
         }
     }
@@ -223,6 +273,7 @@ impl fmt::Display for Step {
         }
         match self {
             Self::LoadModule { module } => write!(f, ": load kernel module {module}"),
+            Self::AllowNoIommu => write!(f, ": let {VFIO_PCI} have devices without an IOMMU (enable_unsafe_noiommu_mode)"),
             Self::SetRdmaMode { mode } => write!(f, ": set the network namespace mode of RDMA devices to {}", mode.as_str()),
             Self::StageRdmaMode { mode: Some(mode) } => {
                 write!(f, ": give RDMA devices the mode {} from the next boot on (/etc/modprobe.d)", mode.as_str())
@@ -241,6 +292,10 @@ impl fmt::Display for Step {
             Self::SetPfUp { .. } => write!(f, ": set the PF up"),
             Self::SetPfMtu { from, to, .. } => write!(f, ": set the PF's MTU from {from} to {to}"),
             Self::SetAdminMac { mac, .. } => write!(f, ": set administrative MAC {mac}"),
+            Self::SetVfGuid { guid, .. } => write!(f, ": set the GUIDs of node and port to {guid}"),
+            Self::MakeVdpa { kind, .. } => write!(f, ": give it a vDPA device with driver {}", kind.driver()),
+            Self::RemoveVdpa { .. } => write!(f, ": remove its vDPA device"),
+            Self::NameRepresentors { base, .. } => write!(f, ": name the representors of its VFs {base}_0, {base}_1, ..."),
             Self::BindDriver { driver, .. } => write!(f, ": bind to {driver}"),
             Self::SetVfMtu { mtu, .. } => write!(f, ": set MTU {mtu}"),
             Self::Forget { .. } => write!(f, ": forget (delete its record)"),

@@ -13,6 +13,7 @@ use sriov_crds::node_state::{SYNC_FAILED, SYNC_SUCCEEDED, SriovNetworkNodeStateS
 use sriov_host::inventory::RdmaMode;
 
 use super::{Store, StoreError, delete, read, write_changed};
+use crate::guids::Guids;
 use crate::observed::SupportedNics;
 
 impl Store {
@@ -100,6 +101,11 @@ impl Store {
             Some("0") => Some(RdmaMode::Exclusive),
             _ => None,
         })
+    }
+
+    /// What the administrator's file says of the GUIDs of InfiniBand VFs; nothing when there is none.
+    pub fn guids(&self) -> Result<Guids, StoreError> {
+        Ok(read(&self.root.join("etc/sriov-operator/infiniband/guids"))?.map(|text| Guids::read(&text)).unwrap_or_default())
     }
 
     /// Whether the machine was rebooted for this cause already: then another reboot would not help either.
