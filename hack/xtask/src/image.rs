@@ -6,6 +6,7 @@
 //! Invariant: the same [`ImageSpec`] and file contents give the same bytes. Entries are sorted by path, every time is 0 and every owner is root.
 
 pub(crate) mod products;
+pub(crate) mod push;
 mod sbom;
 
 use std::collections::BTreeMap;
@@ -52,6 +53,44 @@ impl fmt::Display for Digest {
     }
 }
 
+/// A processor that images are made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Architecture {
+    /// `x86_64`.
+    Amd64,
+    /// `aarch64`.
+    Arm64,
+}
+
+impl Architecture {
+    /// As OCI documents write it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Amd64 => "amd64",
+            Self::Arm64 => "arm64",
+        }
+    }
+
+    /// As Rust's targets and the names of GNU tools begin.
+    pub(crate) fn machine(self) -> &'static str {
+        match self {
+            Self::Amd64 => "x86_64",
+            Self::Arm64 => "aarch64",
+        }
+    }
+
+    /// Whether this machine is one.
+    pub(crate) fn is_here(self) -> bool {
+        self.machine() == std::env::consts::ARCH
+    }
+}
+
+impl Default for Architecture {
+    fn default() -> Self {
+        if Self::Arm64.is_here() { Self::Arm64 } else { Self::Amd64 }
+    }
+}
+
 /// What one path of the image holds.
 #[derive(Debug, Clone)]
 pub(crate) enum Content {
@@ -80,6 +119,8 @@ pub(crate) struct ImageSpec {
     pub working_dir: Option<String>,
     /// `config.Labels`.
     pub labels: BTreeMap<String, String>,
+    /// What its programs run on.
+    pub architecture: Architecture,
     /// Without the leading slash. Kept sorted, so a parent stands before what is in it.
     entries: BTreeMap<String, Content>,
 }
@@ -137,7 +178,7 @@ pub(crate) fn write_oci_archive(spec: &ImageSpec, out: &Path) -> Result<Digest> 
         layers: vec![Descriptor::of(LAYER_TYPE, &layer)],
     })?;
     let mut described = Descriptor::of(MANIFEST_TYPE, &manifest);
-    described.platform = Some(Platform { architecture: architecture(), os: "linux" });
+    described.platform = Some(Platform { architecture: spec.architecture.name(), os: "linux" });
     // containerd names the image by the first, other tools by the second.
     described.annotations.insert("io.containerd.image.name", spec.name.clone());
     described.annotations.insert("org.opencontainers.image.ref.name", tag.to_owned());
@@ -163,15 +204,6 @@ fn tag(name: &str) -> Result<&str> {
     match name.rsplit_once(':') {
         Some((image, tag)) if !image.is_empty() && !tag.is_empty() && !tag.contains('/') => Ok(tag),
         _ => bail!("image name {name:?} has no tag; expected `<registry>/<name>:<tag>`"),
-    }
-}
-
-/// The names that OCI takes from Go's GOARCH.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
     }
 }
 
@@ -231,7 +263,7 @@ fn config(spec: &ImageSpec, layer: &[u8]) -> Config {
     let mut env = vec!["PATH=/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin".to_owned()];
     env.extend(spec.env.iter().cloned());
     Config {
-        architecture: architecture(),
+        architecture: spec.architecture.name(),
         os: "linux",
         execution: Execution {
             user: spec.user.clone(),

@@ -95,12 +95,18 @@ fn build(cache: &Cache, workspace: &Workspace) -> Result<Artifacts> {
     let images = images::disk(cache, workspace, &tools, &binaries)?;
     let mut artifacts = artifacts(&tools, [&kernel, &modules, &root, &images], offer.kernel_release())?;
     artifacts.bin.insert("helm", go_tools::helm(cache, workspace)?);
+    artifacts.bin.insert("crane", go_tools::crane(cache, workspace)?);
     Ok(artifacts)
 }
 
 /// Helm alone, built if it is not in the cache.
 pub(crate) fn helm(workspace: &Workspace) -> Result<PathBuf> {
     go_tools::helm(&Cache::open(cache::folder()?)?, workspace)
+}
+
+/// What speaks to registries, alone.
+pub(crate) fn crane(workspace: &Workspace) -> Result<PathBuf> {
+    go_tools::crane(&Cache::open(cache::folder()?)?, workspace)
 }
 
 fn artifacts(tools: &GoTools, [kernel, modules, root, images]: [&Stage; 4], release: &str) -> Result<Artifacts> {

@@ -16,10 +16,12 @@ mod workspace;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
 
-use crate::image::products::{self, Profile};
+use crate::image::Architecture;
+use crate::image::products::{self, Build, Profile};
+use crate::image::push::{push, reference};
 use crate::workspace::Workspace;
 
 /// Builds, generates and checks what is in this repository.
@@ -72,14 +74,7 @@ enum Task {
         check: bool,
     },
     /// Build the product's binaries and write its container images as OCI archives.
-    Image {
-        /// How the binaries are compiled.
-        #[arg(long, value_enum, default_value = "dev")]
-        profile: Profile,
-        /// Folder for the archives [default: <target>/images].
-        #[arg(long)]
-        out: Option<PathBuf>,
-    },
+    Image(ImageArguments),
     /// Build what the lab's machines are made of and print the path of `artifacts.json`.
     LabBuild(lab_build::Arguments),
     /// Run the test tiers in order and end with a line of counts.
@@ -88,6 +83,28 @@ enum Task {
         #[arg(long, default_value = "0,1,2,3")]
         tier: String,
     },
+}
+
+#[derive(Debug, clap::Args)]
+struct ImageArguments {
+    /// How the binaries are compiled.
+    #[arg(long, value_enum, default_value = "dev")]
+    profile: Profile,
+    /// What they are compiled for [default: this machine].
+    #[arg(long, value_enum)]
+    arch: Option<Architecture>,
+    /// Folder for the archives [default: <target>/images].
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Build all of it once more, from nothing and in another folder, and fail unless the digests are the same.
+    #[arg(long)]
+    twice: bool,
+    /// Put the images into this registry, `<host>[:<port>][/<path>]`, too.
+    #[arg(long, value_name = "REGISTRY")]
+    push: Option<String>,
+    /// Tag in the registry.
+    #[arg(long, default_value = env!("CARGO_PKG_VERSION"), requires = "push")]
+    tag: String,
 }
 
 fn main() -> ExitCode {
@@ -112,21 +129,42 @@ fn run(task: Task) -> Result<bool> {
         Task::GenManifest { check } => chart::generate(&workspace, check)?,
         Task::GenNicNames { check } => gen_nic_names::run(&workspace, check)?,
         Task::GenProto { check } => gen_proto::run(workspace.root(), check)?,
-        Task::Image { profile, out } => image(&workspace, profile, out)?,
+        Task::Image(arguments) => image(&workspace, arguments)?,
         Task::LabBuild(arguments) => lab_build::run(&workspace, &arguments)?,
         Task::Test { tier } => return Ok(test::run(&workspace, &test::tiers(&tier)?)),
     }
     Ok(true)
 }
 
-fn image(workspace: &Workspace, profile: Profile, out: Option<PathBuf>) -> Result<()> {
-    let out = match out {
+fn image(workspace: &Workspace, arguments: ImageArguments) -> Result<()> {
+    let build = Build { profile: arguments.profile, architecture: arguments.arch.unwrap_or_default() };
+    let out = match arguments.out {
         Some(out) => out,
         None => workspace.target_dir()?.join("images"),
     };
-    for image in products::build(workspace, profile, &out)? {
+    if let Some(registry) = &arguments.push {
+        // A build takes minutes; what cannot be pushed is said before.
+        reference("image:any", registry, &arguments.tag)?;
+    }
+    let written = products::build(workspace, build, &out)?;
+    for image in &written {
         let bytes = std::fs::metadata(&image.archive)?.len();
         println!("{} {} {bytes} bytes {}", image.name, image.digest, image.archive.display());
+    }
+    if arguments.twice {
+        let folder = workspace.target_dir()?.join("twice");
+        let again = products::build(&workspace.with_target_dir(&folder), build, &folder.join("images"))?;
+        std::fs::remove_dir_all(&folder).with_context(|| format!("remove {}", folder.display()))?;
+        for (first, second) in written.iter().zip(&again) {
+            ensure!(first.digest == second.digest, "{} was {} and is {} when it is built again", first.name, first.digest, second.digest);
+        }
+        println!("built twice: the same digests");
+    }
+    if let Some(registry) = arguments.push {
+        let crane = lab_build::crane(workspace)?;
+        for image in &written {
+            println!("pushed {}", push(&crane, image, &registry, &arguments.tag)?);
+        }
     }
     Ok(())
 }

@@ -12,6 +12,8 @@ use serde::Deserialize;
 #[derive(Debug, Clone)]
 pub(crate) struct Workspace {
     root: PathBuf,
+    /// Where cargo builds, if not where it does by itself.
+    target: Option<PathBuf>,
 }
 
 impl Workspace {
@@ -21,10 +23,15 @@ impl Workspace {
         for folder in start.ancestors() {
             let manifest = folder.join("Cargo.toml");
             if std::fs::read_to_string(&manifest).is_ok_and(|text| text.lines().any(|line| line.trim() == "[workspace]")) {
-                return Ok(Self { root: folder.to_path_buf() });
+                return Ok(Self { root: folder.to_path_buf(), target: None });
             }
         }
         bail!("{} is not inside this workspace", start.display())
+    }
+
+    /// The same sources, built elsewhere.
+    pub(crate) fn with_target_dir(&self, folder: &Path) -> Self {
+        Self { target: Some(folder.to_path_buf()), ..self.clone() }
     }
 
     /// The workspace root.
@@ -48,6 +55,9 @@ impl Workspace {
             std::env::vars_os().filter(|(name, _)| ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix)))
         {
             command.env_remove(name);
+        }
+        if let Some(target) = &self.target {
+            command.env("CARGO_TARGET_DIR", target);
         }
         command
     }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use serde::Deserialize;
 
-use super::{Content, Digest, ImageSpec, sbom, write_oci_archive};
+use super::{Architecture, Content, Digest, ImageSpec, sbom, write_oci_archive};
 use crate::workspace::{Workspace, show, stdout_of};
 
 /// How the binaries are compiled.
@@ -29,6 +29,19 @@ impl Profile {
             Self::Dev => "dev",
             Self::Dist => "dist",
         }
+    }
+}
+
+/// What is built, and for what.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Build {
+    pub(crate) profile: Profile,
+    pub(crate) architecture: Architecture,
+}
+
+impl From<Profile> for Build {
+    fn from(profile: Profile) -> Self {
+        Self { profile, architecture: Architecture::default() }
     }
 }
 
@@ -81,21 +94,22 @@ const RECIPES: [Recipe; 2] = [
 ];
 
 /// Builds everything and writes `sriov-operator.tar` and `sriov-node.tar` into `out`.
-pub(crate) fn build(workspace: &Workspace, profile: Profile, out: &Path) -> Result<Vec<Written>> {
+pub(crate) fn build(workspace: &Workspace, what: Build, out: &Path) -> Result<Vec<Written>> {
     let wanted: Vec<(&str, &str)> = RECIPES.iter().flat_map(|recipe| recipe.binaries).copied().collect();
-    archives(workspace, profile, &binaries(workspace, profile, &wanted)?, out)
+    archives(workspace, what, &binaries_for(workspace, what, &wanted)?, out)
 }
 
 /// Writes the images from binaries that are built already, among others.
-pub(crate) fn archives(workspace: &Workspace, profile: Profile, built: &[(String, PathBuf)], out: &Path) -> Result<Vec<Written>> {
+pub(crate) fn archives(workspace: &Workspace, what: Build, built: &[(String, PathBuf)], out: &Path) -> Result<Vec<Written>> {
+    let Build { profile, architecture } = what;
     std::fs::create_dir_all(out).with_context(|| format!("make the folder {}", out.display()))?;
     let stripped = workspace.target_dir()?.join("image").join(profile.name());
     std::fs::create_dir_all(&stripped).with_context(|| format!("make the folder {}", stripped.display()))?;
     RECIPES
         .iter()
         .map(|recipe| {
-            let mut spec = described(recipe);
-            for binary in programs(recipe, built, &stripped)? {
+            let mut spec = ImageSpec { architecture, ..described(recipe) };
+            for binary in programs(recipe, built, (profile == Profile::Dev).then_some(stripped.as_path()))? {
                 spec.add_file(&binary.path, &format!("/{}", binary.name))?;
             }
             if profile == Profile::Dist {
@@ -110,13 +124,25 @@ pub(crate) fn archives(workspace: &Workspace, profile: Profile, built: &[(String
 
 /// Compiles `(package, binary)` pairs in one cargo run; the executables in the same order.
 pub(crate) fn binaries(workspace: &Workspace, profile: Profile, wanted: &[(&str, &str)]) -> Result<Vec<(String, PathBuf)>> {
+    binaries_for(workspace, profile.into(), wanted)
+}
+
+fn binaries_for(workspace: &Workspace, what: Build, wanted: &[(&str, &str)]) -> Result<Vec<(String, PathBuf)>> {
+    let Build { profile, architecture } = what;
     let mut command = workspace.cargo(&["build", "--profile", profile.name(), "--message-format=json-render-diagnostics"]);
     match profile {
         // What the tests build anyway, whatever is wanted: a smaller choice has other features of the dependencies, which would be compiled once more.
-        Profile::Dev => _ = command.args(["--bins", "--tests"]).args(WHOLE_WORKSPACE),
+        Profile::Dev => {
+            ensure!(architecture.is_here(), "dev images are for this machine only; for {} use --profile dist", architecture.name());
+            command.args(["--bins", "--tests"]).args(WHOLE_WORKSPACE);
+        }
         // What ships has the features that its own package asks for, and nobody else's.
         Profile::Dist => {
-            command.args(["--config", &without_machine_paths(workspace)?]);
+            let target = target(workspace, architecture)?;
+            command.args(["--config", &without_machine_paths(workspace, &target)?, "--target", &target]);
+            if !architecture.is_here() {
+                cross(&mut command, architecture, &target);
+            }
             for (package, binary) in wanted {
                 command.args(["--package", package, "--bin", binary]);
             }
@@ -136,17 +162,31 @@ pub(crate) fn binaries(workspace: &Workspace, profile: Profile, wanted: &[(&str,
         .collect()
 }
 
+/// Rust's name of what binaries are compiled for: this machine's, with the other processor where that is wanted.
+fn target(workspace: &Workspace, architecture: Architecture) -> Result<String> {
+    let version = stdout_of(Command::new("rustc").arg("-vV").current_dir(workspace.root()))?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc -vV names no host")?;
+    let (_, rest) = host.split_once('-').with_context(|| format!("rustc's host {host:?} has no system"))?;
+    Ok(format!("{}-{rest}", architecture.machine()))
+}
+
+/// The compiler's parts for another processor, as Debian names them (`gcc-aarch64-linux-gnu` and its C library).
+fn cross(command: &mut Command, architecture: Architecture, target: &str) {
+    let tool = |name: &str| format!("{}-linux-gnu-{name}", architecture.machine());
+    let variable = target.replace('-', "_");
+    command.env(format!("CARGO_TARGET_{}_LINKER", variable.to_uppercase()), tool("gcc"));
+    command.env(format!("CC_{variable}"), tool("gcc")).env(format!("AR_{variable}"), tool("ar"));
+}
+
 /// A cargo setting under which binaries do not tell, and do not depend on, the folders that they were built in.
-fn without_machine_paths(workspace: &Workspace) -> Result<String> {
+fn without_machine_paths(workspace: &Workspace, target: &str) -> Result<String> {
     let text = |path: &Path| path.display().to_string();
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| std::env::home_dir().map(|home| home.join(".cargo")));
     let home = home.context("no folder of cargo: set CARGO_HOME or HOME")?;
-    let version = stdout_of(Command::new("rustc").arg("-vV").current_dir(workspace.root()))?;
-    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc -vV names no host")?;
     let folders = [(text(&home), "/cargo"), (text(&workspace.target_dir()?), "/target"), (text(workspace.root()), "/source")];
     let flags: Vec<String> = folders.iter().map(|(from, to)| format!("\"--remap-path-prefix={from}={to}\"")).collect();
     // Added to the flags of .cargo/config.toml.
-    Ok(format!("target.{host}.rustflags=[{}]", flags.join(", ")))
+    Ok(format!("target.{target}.rustflags=[{}]", flags.join(", ")))
 }
 
 /// Pure: the binaries that cargo's JSON messages report.
@@ -187,10 +227,12 @@ struct Program {
     path: PathBuf,
 }
 
-/// The binaries of an image without debug sections, which are most of a dev binary's size and of the time that a guest takes to import it.
-fn programs(recipe: &Recipe, built: &[(String, PathBuf)], stripped: &Path) -> Result<Vec<Program>> {
+/// The binaries of an image; with a folder for them without debug sections, which are most of a dev binary's size and of the time that a guest takes to
+/// import it. What ships was linked without them.
+fn programs(recipe: &Recipe, built: &[(String, PathBuf)], stripped: Option<&Path>) -> Result<Vec<Program>> {
     let one = |name: &'static str| {
         let (_, built) = built.iter().find(|(found, _)| found == name).with_context(|| format!("no binary named {name} was built"))?;
+        let Some(stripped) = stripped else { return Ok(Program { name, path: built.clone() }) };
         let path = stripped.join(name);
         stdout_of(Command::new("strip").arg("--strip-debug").arg("-o").arg(&path).arg(built))?;
         Ok(Program { name, path })
@@ -209,6 +251,7 @@ fn ship(workspace: &Workspace, recipe: &Recipe, spec: &mut ImageSpec, out: &Path
         spec.labels.insert("org.opencontainers.image.revision".to_owned(), format!("{}{changed}", revision.trim()));
     }
     let mut tree = workspace.cargo(&["tree", "--locked", "--edges", "normal,no-proc-macro", "--prefix", "none", "--format", "{p}\t{l}"]);
+    tree.args(["--target", &target(workspace, spec.architecture)?]);
     for (package, _) in recipe.binaries {
         tree.args(["--package", package]);
     }

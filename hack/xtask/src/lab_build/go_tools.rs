@@ -67,6 +67,9 @@ const MODULES: [Module; 4] = [
 /// Not one of the others: nothing of a node is made from it, so a new version of it leaves the nodes as they are.
 const HELM: Module = Module { name: "helm", programs: &[("helm", "helm.sh/helm/v3/cmd/helm")], linking: Linking::Pure };
 
+/// Pushes images; its registry is the one that the tests push to.
+const CRANE: Module = Module { name: "crane", programs: &[("crane", "github.com/google/go-containerregistry/cmd/crane")], linking: Linking::Pure };
+
 /// The programs that a node's container runtime calls as CNI plugins.
 pub(crate) const CNI_PLUGINS: [&str; 8] = ["bridge", "dhcp", "host-device", "host-local", "loopback", "macvlan", "static", "tuning"];
 
@@ -103,6 +106,12 @@ pub(crate) fn build(cache: &Cache, workspace: &Workspace, installed: &[Package])
 pub(crate) fn helm(cache: &Cache, workspace: &Workspace) -> Result<PathBuf> {
     let stage = module_stage(cache, workspace, &HELM, HELM.programs, &[])?;
     Ok(stage.path("helm"))
+}
+
+/// What speaks to registries.
+pub(crate) fn crane(cache: &Cache, workspace: &Workspace) -> Result<PathBuf> {
+    let stage = module_stage(cache, workspace, &CRANE, CRANE.programs, &[])?;
+    Ok(stage.path("crane"))
 }
 
 /// Builds the wanted programs of one module.

@@ -44,7 +44,7 @@ pub(crate) fn disk(cache: &Cache, workspace: &Workspace, tools: &GoTools, binari
     }
     cache.stage("images", inputs.finish(), |dir| {
         let tree = dir.join("tree");
-        let mut images = products::archives(workspace, Profile::Dev, binaries, &tree)?;
+        let mut images = products::archives(workspace, Profile::Dev.into(), binaries, &tree)?;
         images.push(pause(&lab.join("images/pause.c"), dir, &tree)?);
         images.push(busybox(&tree)?);
         let name = |image: &Written| image.archive.file_name().unwrap_or_default().to_string_lossy().into_owned();
