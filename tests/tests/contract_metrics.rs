@@ -6,9 +6,10 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::process::Command;
 
 use serde_json::Value;
-use sriov_tests::lab::artifacts::workspace;
+use sriov_tests::lab::artifacts::{Artifacts, workspace};
 
 fn text(path: &str) -> String {
     fs::read_to_string(workspace().join(path)).expect(path)
@@ -82,4 +83,20 @@ fn the_page_lists_every_metric_and_every_alert() {
     {
         assert!(rule["labels"]["severity"].is_string() && rule["annotations"]["summary"].is_string(), "{rule}");
     }
+}
+
+/// Prometheus's own program runs the rules on made-up measurements: nothing fires when all is well, each alert fires when it must, and the recordings join.
+#[test]
+fn the_rules_fire_when_they_must_and_only_then() {
+    let promtool = Artifacts::load().unwrap().program("promtool").unwrap();
+    let run = |arguments: &[&str]| Command::new(&promtool).args(arguments).current_dir(workspace()).output().expect("run promtool");
+    let checked = run(&["check", "rules", "deploy/chart/files/rules.yaml"]);
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+    let tested = run(&["test", "rules", "deploy/testdata/rules/rules_test.yaml"]);
+    assert!(tested.status.success(), "{}{}", String::from_utf8_lossy(&tested.stdout), String::from_utf8_lossy(&tested.stderr));
+    // Each alert is in the cases.
+    let cases = text("deploy/testdata/rules/rules_test.yaml");
+    let rules = text("deploy/chart/files/rules.yaml");
+    let forgotten: Vec<_> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).filter(|name| !cases.contains(*name)).collect();
+    assert!(forgotten.is_empty(), "rules_test.yaml has no case for {forgotten:?}");
 }

@@ -96,6 +96,7 @@ fn build(cache: &Cache, workspace: &Workspace) -> Result<Artifacts> {
     let mut artifacts = artifacts(&tools, [&kernel, &modules, &root, &images], offer.kernel_release())?;
     artifacts.bin.insert("helm", go_tools::helm(cache, workspace)?);
     artifacts.bin.insert("crane", go_tools::crane(cache, workspace)?);
+    artifacts.bin.insert("promtool", go_tools::promtool(cache, workspace)?);
     Ok(artifacts)
 }
 

@@ -24,6 +24,8 @@ struct Module {
 enum Linking {
     /// Without C.
     Pure,
+    /// Without C, and with this build tag.
+    Tagged(&'static str),
     /// Without C, and with the module's Kubernetes version stamped in: nodes report it.
     Kubernetes,
     /// Static, position independent, with the C library libseccomp: the kubelet asks for the default seccomp profile for every sandbox.
@@ -70,6 +72,13 @@ const HELM: Module = Module { name: "helm", programs: &[("helm", "helm.sh/helm/v
 /// Pushes images; its registry is the one that the tests push to.
 const CRANE: Module = Module { name: "crane", programs: &[("crane", "github.com/google/go-containerregistry/cmd/crane")], linking: Linking::Pure };
 
+/// Reads the alerts as Prometheus does. Without what finds targets in clouds, which is most of it.
+const PROMETHEUS: Module = Module {
+    name: "prometheus",
+    programs: &[("promtool", "github.com/prometheus/prometheus/cmd/promtool")],
+    linking: Linking::Tagged("remove_all_sd"),
+};
+
 /// The programs that a node's container runtime calls as CNI plugins.
 pub(crate) const CNI_PLUGINS: [&str; 8] = ["bridge", "dhcp", "host-device", "host-local", "loopback", "macvlan", "static", "tuning"];
 
@@ -114,6 +123,12 @@ pub(crate) fn crane(cache: &Cache, workspace: &Workspace) -> Result<PathBuf> {
     Ok(stage.path("crane"))
 }
 
+/// What tests the alerts.
+pub(crate) fn promtool(cache: &Cache, workspace: &Workspace) -> Result<PathBuf> {
+    let stage = module_stage(cache, workspace, &PROMETHEUS, PROMETHEUS.programs, &[])?;
+    Ok(stage.path("promtool"))
+}
+
 /// Builds the wanted programs of one module.
 fn module_stage(cache: &Cache, workspace: &Workspace, module: &Module, programs: &[(&str, &str)], installed: &[Package]) -> Result<Stage> {
     let folder = workspace.path("hack/tools").join(module.name);
@@ -142,7 +157,8 @@ fn ready_made(assets: Option<&Path>) -> BTreeMap<&'static str, PathBuf> {
 fn arguments(linking: Linking, folder: &Path) -> Result<Vec<String>> {
     let mut arguments = vec!["build".to_owned(), "-trimpath".to_owned(), "-buildvcs=false".to_owned()];
     match linking {
-        Linking::Pure => arguments.extend(["-ldflags".to_owned(), "-s -w".to_owned()]),
+        Linking::Pure => arguments.extend(["-ldflags", "-s -w"].map(str::to_owned)),
+        Linking::Tagged(tag) => arguments.extend(["-tags", tag, "-ldflags", "-s -w"].map(str::to_owned)),
         Linking::Kubernetes => {
             let path = folder.join("go.mod");
             let go_mod = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
