@@ -1,4 +1,5 @@
-//! I/O (tests only): what people see, as files: `testdata/<case>/cluster.yaml` is a cluster, each other file there what a view says of it.
+//! I/O (tests only): what people and programs see, as files: `testdata/<case>/cluster.yaml` is a cluster, each text there what a view says of it; one whose name
+//! begins with `json-` or `yaml-` is the form for programs.
 //!
 //! `UPDATE_GOLDEN=1` writes the expected texts anew, to be read before they are committed.
 
@@ -32,6 +33,18 @@ fn texts(folder: &Path) -> Vec<(String, String)> {
         texts.push((format!("node-{name}.txt"), view));
         texts.push((format!("doctor-node-{name}.txt"), doctor::node(&snapshot, &name).text(style)));
     }
+    let programs = [
+        ("status", serde_json::to_value(status::status(&snapshot))),
+        ("pods", serde_json::to_value(pods::pods(&snapshot, None))),
+        ("history", serde_json::to_value(history::history(&snapshot, None))),
+        ("node", serde_json::to_value(node::node(&snapshot, "node1"))),
+        ("doctor", serde_json::to_value([doctor::node(&snapshot, "node2")])),
+    ];
+    for (name, value) in programs {
+        let value = value.unwrap();
+        texts.push((format!("json-{name}.txt"), format!("{}\n", serde_json::to_string_pretty(&value).unwrap())));
+        texts.push((format!("yaml-{name}.txt"), serde_saphyr::to_string(&value).unwrap()));
+    }
     for pod in snapshot.pods.iter().filter(|pod| pod.metadata.namespace.as_deref() == Some("default")) {
         let name = pod.metadata.name.clone().unwrap_or_default();
         texts.push((format!("doctor-pod-{name}.txt"), doctor::pod(&snapshot, "default", &name).unwrap().text(style)));
@@ -39,7 +52,9 @@ fn texts(folder: &Path) -> Vec<(String, String)> {
     let policies = folder.join("policy.yaml");
     if policies.exists() {
         let wanted: Vec<_> = objects(&policies).into_iter().map(|object| SriovNetworkNodePolicy::deserialize(object).unwrap()).collect();
-        texts.push(("plan.txt".to_owned(), plan::plan(&snapshot, &wanted).text(style)));
+        let plan = plan::plan(&snapshot, &wanted);
+        texts.push(("plan.txt".to_owned(), plan.text(style)));
+        texts.push(("json-plan.txt".to_owned(), format!("{}\n", serde_json::to_string_pretty(&plan).unwrap())));
     }
     texts
 }

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use sriov_crds::SriovNetworkNodePolicy;
 use sriov_crds::keys::LEGACY_DEFAULT_POLICY;
+use sriov_crds::node_policy::VFIO_PCI;
 use sriov_crds::node_state::{Interface, InterfaceStatus};
 use sriov_crds::resolve::{self, Policy};
 
@@ -21,7 +22,7 @@ use crate::table::{Cell, Style, Tone, table};
 pub struct Plan {
     /// Policies that cannot be carried out, and why; the rest is planned without them.
     pub malformed: Vec<String>,
-    /// The changes, those that disturb pods first.
+    /// The changes, what disturbs most first.
     pub changes: Vec<Change>,
     /// Nodes for which nothing would change.
     pub unchanged: Vec<String>,
@@ -29,10 +30,37 @@ pub struct Plan {
     pub unknown: Vec<String>,
 }
 
+/// What a change costs, the dearest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Disruption {
+    /// It cannot be so before the node has booted with an IOMMU.
+    Reboot,
+    /// VFs that pods hold go: the node is drained of those pods.
+    Drain,
+    /// The same where `disableDrain` is set: nobody takes the pods away, and the change waits for them.
+    WaitForPods,
+    /// Nobody notices.
+    None,
+}
+
+impl Disruption {
+    fn cell(self) -> Cell {
+        match self {
+            Self::Reboot => Cell::toned("reboot", Tone::Bad),
+            Self::Drain => Cell::toned("drain", Tone::Warning),
+            Self::WaitForPods => Cell::toned("waits for pods", Tone::Warning),
+            Self::None => Cell::toned("none", Tone::Good),
+        }
+    }
+}
+
 /// What would change on one PF.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Change {
+    /// What it costs.
+    pub disruption: Disruption,
     /// Pods that hold a VF that would go, `<namespace>/<name>`. A drain or eviction waits for them.
     pub disturbed: Vec<String>,
     /// The node.
@@ -74,7 +102,7 @@ pub fn plan(snapshot: &Snapshot, wanted: &[SriovNetworkNodePolicy]) -> Plan {
         }
         view.changes.extend(changes);
     }
-    view.changes.sort_by(|a, b| a.disturbed.is_empty().cmp(&b.disturbed.is_empty()).then_with(|| a.cmp(b)));
+    view.changes.sort();
     view
 }
 
@@ -85,13 +113,24 @@ fn node_changes(snapshot: &Snapshot, node: &str, policies: &[Policy]) -> Vec<Cha
     let find = |list: &[Interface], pf: &InterfaceStatus| list.iter().find(|i| i.pci_address == pf.pci_address).cloned();
     let change = |pf: &InterfaceStatus| {
         let (old, new) = (find(&state.spec.interfaces, pf).unwrap_or_default(), find(&wanted, pf).unwrap_or_default());
-        let what = differences(&old, &new, pf);
+        let mut what = differences(&old, &new, pf);
+        let without_iommu = state.status.as_ref().and_then(|status| status.system.as_ref()?.iommu.as_deref()) == Some("inactive");
+        let reboot = without_iommu && new.vf_groups.iter().any(|group| group.device_type.as_deref() == Some(VFIO_PCI));
+        if reboot {
+            what.push("vfio-pci needs an IOMMU, which is inactive".to_owned());
+        }
         let anew = new.num_vfs != pf.num_vfs && !new.externally_managed;
         let held = if anew { snapshot.used(node, pf) } else { std::collections::BTreeSet::new() };
         let pods = snapshot.attachments().into_iter().filter(|a| a.node == node && held.contains(&a.pci_address));
         let mut disturbed: Vec<String> = pods.map(|a| format!("{}/{}", a.namespace, a.pod)).collect();
         disturbed.dedup();
-        (!what.is_empty()).then(|| Change { disturbed, node: node.to_owned(), pf: pf_name(pf), what })
+        let disruption = match (reboot, disturbed.is_empty()) {
+            (true, _) => Disruption::Reboot,
+            (false, true) => Disruption::None,
+            (false, false) if snapshot.drain_disabled() => Disruption::WaitForPods,
+            (false, false) => Disruption::Drain,
+        };
+        (!what.is_empty()).then(|| Change { disruption, disturbed, node: node.to_owned(), pf: pf_name(pf), what })
     };
     pfs.iter().filter_map(change).collect()
 }
@@ -137,7 +176,7 @@ impl Plan {
         let mut text: String = self.malformed.iter().map(|line| style.paint(Tone::Bad, line) + "\n").collect();
         if !self.changes.is_empty() {
             let rows: Vec<Vec<Cell>> = self.changes.iter().map(Change::row).collect();
-            text += &table(&["NODE", "PF", "CHANGE", "PODS THAT MUST LEAVE"], &rows, style);
+            text += &table(&["DISRUPTION", "NODE", "PF", "CHANGE", "PODS THAT MUST LEAVE"], &rows, style);
         }
         if !self.unchanged.is_empty() {
             _ = writeln!(text, "unchanged: {}", self.unchanged.join(", "));
@@ -154,6 +193,6 @@ impl Plan {
 impl Change {
     fn row(&self) -> Vec<Cell> {
         let pods = if self.disturbed.is_empty() { Cell::toned("none", Tone::Good) } else { Cell::toned(self.disturbed.join(","), Tone::Warning) };
-        vec![self.node.clone().into(), self.pf.clone().into(), self.what.join("; ").into(), pods]
+        vec![self.disruption.cell(), self.node.clone().into(), self.pf.clone().into(), self.what.join("; ").into(), pods]
     }
 }

@@ -102,6 +102,11 @@ impl Snapshot {
         self.nodes.iter().find(|node| node.metadata.name.as_deref() == Some(name))
     }
 
+    /// Whether nodes are configured without draining.
+    pub fn drain_disabled(&self) -> bool {
+        self.configs.iter().any(|config| config.metadata.name.as_deref() == Some(keys::DEFAULT_CONFIG) && config.spec.disable_drain)
+    }
+
     /// Labels that a node must have to be managed.
     pub fn selector(&self) -> BTreeMap<String, String> {
         let config = self.configs.iter().find(|config| config.metadata.name.as_deref() == Some(keys::DEFAULT_CONFIG));
