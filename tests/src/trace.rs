@@ -21,9 +21,12 @@ const SOURCE: &str = include_str!("trace/tracer.c");
 /// remove names. Opening a file, which can make it empty, is not among them.
 const LASTING: [u32; 12] = [1, 18, 20, 44, 46, 74, 82, 83, 87, 263, 264, 316];
 
-/// In the place of a call's number: nothing is killed, and only calls on sockets stop the program, so that its times are its own, from before it is
-/// executed on.
+/// In the place of a call's number: nothing is killed, and only sends stop the program, so that its time is its own, from right before it is executed
+/// until the kernel gets its first message.
 pub const TIME: &str = "time";
+
+/// A program that does nothing but read its standard input and send a message on a netlink socket: the least that a start can cost.
+const LEAST: &str = include_str!("trace/least.c");
 
 /// The tracer, built for this machine and, being static, for any guest.
 #[derive(Debug)]
@@ -61,18 +64,25 @@ impl Tracer {
     /// Builds it.
     pub fn build() -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let source = folder.path().join("tracer.c");
-        std::fs::write(&source, SOURCE)?;
-        let mut compiler = Command::new("gcc");
-        compiler.args(["-O1", "-static", "-Wall", "-Wextra", "-Werror", "-o"]).arg(folder.path().join("tracer")).arg(&source);
-        let output = compiler.output().context("run gcc")?;
-        ensure!(output.status.success(), "gcc: {}", String::from_utf8_lossy(&output.stderr));
+        for (name, text, form) in [("tracer", SOURCE, "-static"), ("least", LEAST, "-static-pie")] {
+            let source = folder.path().join(name).with_extension("c");
+            std::fs::write(&source, text)?;
+            let mut compiler = Command::new("gcc");
+            compiler.args(["-O1", form, "-Wall", "-Wextra", "-Werror", "-o"]).arg(folder.path().join(name)).arg(&source);
+            let output = compiler.output().context("run gcc")?;
+            ensure!(output.status.success(), "gcc: {}", String::from_utf8_lossy(&output.stderr));
+        }
         Ok(Self { folder, runs: AtomicUsize::new(0) })
     }
 
     /// The program: `tracer REPORT CALL PROGRAM [ARGUMENT...]`.
     pub fn program(&self) -> PathBuf {
         self.folder.path().join("tracer")
+    }
+
+    /// A program that does the least that can be done from its start to a first netlink message, in the form of ours (static, position independent).
+    pub fn least(&self) -> PathBuf {
+        self.folder.path().join("least")
     }
 
     /// Runs `command`, an absolute path with arguments and environment, to its end, and gives it `stdin`.

@@ -46,6 +46,7 @@ struct Cli {
 
 const OURS: &str = "ours";
 const OTHER: &str = "other";
+const LEAST: &str = "least";
 const GUEST_PLUGINS: &str = "/opt/cni/bin";
 const NETNS: &str = "/run/netns/bench";
 
@@ -271,28 +272,29 @@ fn native(cli: &Cli, sriov: &Path) -> Result<()> {
         println!("\n## On this machine, natively, with a veth in the place of a VF's netdev\n");
         let tracer = Tracer::build()?;
         println!(
-            "| journals | VFs | ADD ms | DEL ms | userspace ADD ms | userspace DEL ms | calls ADD | calls DEL | start to netlink ms, median of {STARTS} | peak KiB |"
+            "| journals | VFs | ADD ms | DEL ms | userspace ADD ms | userspace DEL ms | calls ADD | calls DEL | start to netlink ms, median of {STARTS} | the same of a program that does nothing else | peak KiB |"
         );
-        println!("|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
+        println!("|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
         let mut rows = Vec::new();
         for (journals, vfs) in SURROUNDINGS {
             let machine = Machine::new()?;
             let scene = Scene { machine: &machine, tracer: &tracer, sriov: &sriov, probe: &probe };
             scene.fill(journals, vfs)?;
-            let moved = scene.pairs(pairs, VF, None)?;
-            let own = scene.pairs(STARTS, USERSPACE_VF, None)?;
-            let starts = scene.pairs(STARTS, VF, Some(tracer.program()))?;
+            let moved = scene.pairs(pairs, VF, false)?;
+            let own = scene.pairs(STARTS, USERSPACE_VF, false)?;
+            let starts = scene.pairs(STARTS, VF, true)?;
             let verbs_traced = scene.calls()?;
             let row = Row {
                 moved: verbs(|verb| median(&moved, &format!("{OURS} {verb}"))),
                 own: verbs(|verb| median(&own, &format!("{OURS} {verb}"))),
                 start: median(&starts, &format!("{OURS} ADD")),
+                least: median(&starts, &format!("{LEAST} ADD")),
                 calls: verbs_traced.each_ref().map(|trace| trace.calls.len()),
                 peak_kib: verbs_traced.iter().map(|trace| trace.peak_kib).max().unwrap_or_default(),
             };
-            let Row { moved, own, start, calls, peak_kib } = &row;
+            let Row { moved, own, start, least, calls, peak_kib } = &row;
             print!("| {journals} | {vfs} | {} | {} | {} | {} |", ms(moved[0]), ms(moved[1]), ms(own[0]), ms(own[1]));
-            println!(" {} | {} | {} | {peak_kib} |", calls[0], calls[1], ms(*start));
+            println!(" {} | {} | {} | {} | {peak_kib} |", calls[0], calls[1], ms(*start), ms(*least));
             rows.push(row);
             Scene::clear()?;
         }
@@ -320,11 +322,12 @@ fn verbs<T>(of: impl Fn(&str) -> T) -> [T; 2] {
     ["ADD", "DEL"].map(of)
 }
 
-/// Of one surroundings: medians in microseconds of ADD and DEL, calls of both, peak of memory.
+/// Of one surroundings: medians in microseconds of ADD and DEL, of the start, and of that of a program which does nothing; calls, peak of memory.
 struct Row {
     moved: [u64; 2],
     own: [u64; 2],
     start: u64,
+    least: u64,
     calls: [usize; 2],
     peak_kib: u64,
 }
@@ -367,17 +370,20 @@ impl Scene<'_> {
         self.machine.conf(&json!({}))
     }
 
-    fn pairs(&self, pairs: usize, vf: &str, tracer: Option<PathBuf>) -> Result<Times> {
+    /// Whole calls, or the time from their start to the first netlink message, beside that of the least program.
+    fn pairs(&self, pairs: usize, vf: &str, starts: bool) -> Result<Times> {
         let pod = Pod::new("bench")?;
+        let mut programs = vec![(OURS.to_owned(), self.sriov.to_owned(), self.conf())];
+        programs.extend(starts.then(|| (LEAST.to_owned(), self.tracer.least(), self.conf())));
         let order = Order {
-            programs: vec![(OURS.to_owned(), self.sriov.to_owned(), self.conf())],
+            programs,
             vfs: vec![("none".to_owned(), 0, vf.to_owned())],
             netns: pod.path(),
             plugins: self.machine.plugins.clone(),
             pairs,
             floor: None,
             idle: None,
-            tracer,
+            tracer: starts.then(|| self.tracer.program()),
         };
         let file = tempfile::NamedTempFile::new()?;
         std::fs::write(file.path(), serde_json::to_vec(&order)?)?;
