@@ -136,6 +136,11 @@ impl NsId {
     pub fn of_path(path: impl AsRef<Path>) -> Result<Option<Self>, NetNsError> {
         Ok(sysfs::stat(path.as_ref())?.map(|metadata| Self { dev: metadata.dev(), ino: metadata.ino() }))
     }
+
+    /// The identity of the calling thread's namespace, which is not opened for it.
+    pub fn own() -> Result<Self, NetNsError> {
+        Self::of_path(OWN_NETNS)?.ok_or_else(|| NetNsError::NotANamespace { path: OWN_NETNS.into() })
+    }
 }
 
 #[cfg(test)]
@@ -148,6 +153,8 @@ mod tests {
     fn work_runs_inside_and_the_caller_stays_outside() {
         let netns = new_netns().unwrap();
         let before = NetNs::current().unwrap().id().unwrap();
+        assert_eq!(NsId::own().unwrap(), before);
+        assert_eq!(netns.run_in(NsId::own).unwrap().unwrap(), netns.id().unwrap());
         let inside = netns.run_in(|| NetNs::current().unwrap().id().unwrap()).unwrap();
         assert_eq!(inside, netns.id().unwrap());
         assert_ne!(inside, before);

@@ -5,7 +5,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use sriov_host::netlink::Route;
-use sriov_host::netns::NetNs;
+use sriov_host::netns::{NetNs, NsId};
 
 use crate::attach::{self, AttachError};
 use crate::conf::VfRequest;
@@ -30,7 +30,6 @@ pub(crate) fn add(ctx: &Context<'_>) -> Result<CniResult, Error> {
     let wanted = ctx.conf.vf_request(ctx.request.args_mac.as_deref())?;
     let (netns, owner) = owner(ctx)?;
     let store = Store::at(&ctx.conf.state_dir);
-    store.create()?;
     let lock = store.lock(wanted.device, ctx.deadline.at())?;
     let retried = match settle(ctx, &store, &wanted, &owner, &netns)? {
         Earlier::Complete(result) => return Ok(result),
@@ -53,8 +52,7 @@ fn owner(ctx: &Context<'_>) -> Result<(NetNs, Owner), Error> {
     let path = ctx.request.netns.clone().unwrap_or_default();
     let netns = NetNs::open(&path).map_err(Error::NetNs)?;
     let id = netns.id().map_err(Error::NetNs)?;
-    let own = NetNs::current().and_then(|own| own.id()).map_err(Error::NetNs)?;
-    if id == own && !ctx.request.netns_override {
+    if id == NsId::own().map_err(Error::NetNs)? && !ctx.request.netns_override {
         return Err(Error::OwnNetNs { path: path.display().to_string() });
     }
     let owner = Owner {
@@ -165,6 +163,7 @@ impl Attaching<'_> {
         let pod = if device.netdev.is_some() {
             let pod = Route::open_in(netns).map_err(AttachError::from)?;
             attach::check_name(&pod, &ctx.request.if_name)?;
+            attach::refuse_netdev(wanted, &device)?;
             Some(pod)
         } else {
             attach::refuse_without_netdev(wanted, &device)?;

@@ -76,6 +76,16 @@ pub enum AttachError {
         /// Its driver.
         driver: String,
     },
+    /// A netdev where the network wants none.
+    #[error("vfioPciMode is true: VF {vf} has driver {driver} and the netdev {netdev}; the pool's devices have to be held by vfio-pci")]
+    NotUserspace {
+        /// The VF.
+        vf: DeviceId,
+        /// Its driver.
+        driver: String,
+        /// Its netdev.
+        netdev: String,
+    },
     /// A link of the asked name is there.
     #[error("the container already has an interface {name:?}")]
     NameTaken {
@@ -261,6 +271,16 @@ pub(crate) fn refuse_without_netdev(wanted: &VfRequest, device: &Device) -> Resu
     match asked.into_iter().flatten().next() {
         Some((key, given)) => Err(AttachError::Userspace { key, given, vf: device.vf, driver: device.driver.clone() }),
         None => Ok(()),
+    }
+}
+
+/// A network for programs alone must not put a netdev into the container.
+pub(crate) fn refuse_netdev(wanted: &VfRequest, device: &Device) -> Result<(), AttachError> {
+    match &device.netdev {
+        Some(link) if wanted.vfio_pci_mode => {
+            Err(AttachError::NotUserspace { vf: device.vf, driver: device.driver.clone(), netdev: link.netdev.name.clone() })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -1,4 +1,5 @@
-//! I/O: CHECK: whether an attachment is still what ADD left: the netdev in the container, its addresses, the PF's attributes, IPAM.
+//! I/O: CHECK: whether an attachment is still what ADD left: the netdev in the container, its addresses, its RDMA
+//! device, the PF's attributes, IPAM.
 //!
 //! Invariant: nothing is changed.
 
@@ -17,7 +18,7 @@ use crate::journal::{Journal, Phase};
 use crate::request::Command;
 use crate::result::CniResult;
 use crate::state::Store;
-use crate::{trunk, vf_plan};
+use crate::{rdma, trunk, vf_plan};
 
 /// Compares the attachment with its journal, or with `prevResult` where the runtime gives one.
 pub(crate) fn check(ctx: &Context<'_>) -> Result<(), Error> {
@@ -60,6 +61,9 @@ pub(crate) fn check(ctx: &Context<'_>) -> Result<(), Error> {
 fn in_container(ctx: &Context<'_>, journal: &Journal, expected: &CniResult) -> Result<(), Error> {
     let if_name = &ctx.request.if_name;
     let netns = NetNs::open(ctx.request.netns.clone().unwrap_or_default()).map_err(Error::NetNs)?;
+    if let Some(device) = rdma::absent(&journal.rdma, &netns).map_err(AttachError::from)? {
+        return Err(differs(format!("RDMA device {} of VF {}", device.name, journal.vf), "not there", "it in the container"));
+    }
     let pod = Route::open_in(&netns).map_err(AttachError::from)?;
     let link = pod.link_by_name(if_name)?.ok_or_else(|| differs(format!("interface {if_name}"), "not there", "it in the container"))?;
     if link.parent.is_some_and(|parent| Some(parent) != journal.vf.pci()) {

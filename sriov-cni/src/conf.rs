@@ -104,6 +104,8 @@ pub struct VfRequest {
     pub guid: Option<Guid>,
     /// Whether its RDMA device goes along; absent: where RDMA devices belong to one namespace.
     pub rdma_isolation: Option<bool>,
+    /// The network is for programs alone: a VF with a netdev is refused.
+    pub vfio_pci_mode: bool,
 }
 
 /// A port VLAN. Priority and protocol default to 0 and 802.1q, as in the field.
@@ -157,7 +159,7 @@ pub enum ConfError {
 }
 
 /// Keys that mean something here.
-const OWN_KEYS: [&str; 20] = [
+const OWN_KEYS: [&str; 21] = [
     "vlan",
     "vlanQoS",
     "vlanProto",
@@ -174,6 +176,7 @@ const OWN_KEYS: [&str; 20] = [
     "pkey",
     "rdmaIsolation",
     "ibKubernetesEnabled",
+    "vfioPciMode",
     "deadlineSeconds",
     "logLevel",
     "logFile",
@@ -281,6 +284,7 @@ impl NetConf {
             trunk: requested_trunk(wire)?,
             guid: requested_guid(wire)?,
             rdma_isolation: flag(wire, "rdmaIsolation")?,
+            vfio_pci_mode: flag(wire, "vfioPciMode")? == Some(true),
         })
     }
 }

@@ -140,7 +140,11 @@ impl Error {
             Self::Conf(ConfError::Decode(_)) => 6,
             Self::Conf(ConfError::Invalid { .. } | ConfError::Missing { .. })
             | Self::Attach(
-                AttachError::Mtu { .. } | AttachError::Userspace { .. } | AttachError::NotInfiniband { .. } | AttachError::NoTrunk { .. },
+                AttachError::Mtu { .. }
+                | AttachError::Userspace { .. }
+                | AttachError::NotUserspace { .. }
+                | AttachError::NotInfiniband { .. }
+                | AttachError::NoTrunk { .. },
             ) => 7,
             Self::Taken { .. }
             | Self::TakenBefore { .. }
@@ -204,6 +208,21 @@ mod tests {
         let readme = include_str!("../README.md");
         for (code, meaning) in OWN_CODES {
             assert!(readme.contains(&format!("| {code} | {meaning} |")), "{code}");
+        }
+    }
+
+    /// All numbers that `code` and its like have.
+    #[test]
+    fn each_code_that_is_given_is_in_the_readme() {
+        let (_, code) = include_str!("errors.rs").split_once("pub fn code(&self)").unwrap();
+        let (code, _) = code.split_once("A CNI error object").unwrap();
+        let given: std::collections::BTreeSet<u64> = code.split([' ', ',', '\n']).filter_map(|word| word.parse().ok()).collect();
+        assert_eq!(given.iter().copied().filter(|code| *code < 100).collect::<Vec<_>>(), [1, 2, 4, 5, 6, 7, 11, 50]);
+        let readme = include_str!("../README.md");
+        let (_, table) = readme.split_once("Codes of the specification:").unwrap();
+        for code in given {
+            let told = if code < 100 { table.contains(&format!(" {code} ")) } else { OWN_CODES.iter().any(|(own, _)| *own == code) };
+            assert!(told, "{code}");
         }
     }
 

@@ -81,6 +81,7 @@ fn look(stdin: &[u8], args_mac: Option<&str>, host: &Host, steps: &mut Vec<Strin
     let plugins: Vec<PathBuf> = std::env::var_os("CNI_PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
     let rdma = rdma::to_move(host, &device, wanted.rdma_isolation, &plugins).map_err(AttachError::from)?;
     if let Some(link) = &device.netdev {
+        attach::refuse_netdev(&wanted, &device)?;
         on_the_netdev(link, &wanted, steps);
         steps.extend(rdma.into_iter().map(|rdma| format!("move the RDMA device {} into the container", rdma.name)));
     } else {

@@ -115,6 +115,15 @@ pub(crate) fn move_in(devices: &[RdmaRecord], netns: &NetNs) -> Result<(), RdmaE
     devices.iter().try_for_each(|device| rdma.move_device(&device.known(), netns.as_fd()).map_err(|cause| RdmaError::Move { cause }))
 }
 
+/// The first of them that a container does not see. In shared mode every namespace sees all that there are.
+pub(crate) fn absent<'a>(devices: &'a [RdmaRecord], netns: &NetNs) -> Result<Option<&'a RdmaRecord>, RdmaError> {
+    if devices.is_empty() {
+        return Ok(None);
+    }
+    let there = Rdma::open_in(netns)?.devices()?;
+    Ok(devices.iter().find(|device| there.iter().all(|found| found.index != device.index)))
+}
+
 /// Takes them back from a container that lives, under their old names. What is not there is left to [`wait`].
 pub(crate) fn move_out(devices: &[RdmaRecord], netns: &NetNs) -> Result<(), RdmaError> {
     if devices.is_empty() {

@@ -90,6 +90,17 @@ impl Store {
         Ok(())
     }
 
+    /// Makes the folders when one is missed, and not before each call looks for them.
+    fn with_folders(&self, write: impl Fn() -> Result<(), StateError>) -> Result<(), StateError> {
+        match write() {
+            Err(StateError::File { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {
+                self.create()?;
+                write()
+            }
+            written => written,
+        }
+    }
+
     /// Tells whether a journal could be written now.
     pub fn probe(&self) -> Result<(), StateError> {
         self.create()?;
@@ -114,7 +125,7 @@ impl Store {
         let bytes = serde_json::to_vec_pretty(journal).map_err(|cause| StateError::Journal { path: path.clone(), cause })?;
         // The lock is held, so that one name is enough; the leading dot keeps it from readers of the folder.
         let temporary = self.journals.join(format!(".{}.tmp", journal.vf));
-        write_synced(&temporary, &bytes)?;
+        self.with_folders(|| write_synced(&temporary, &bytes))?;
         fs::rename(&temporary, &path).map_err(failed("rename", &temporary))?;
         match journal.phase {
             Phase::Prepared => File::open(&self.journals).and_then(|dir| dir.sync_all()).map_err(failed("sync", &self.journals)),
@@ -253,6 +264,21 @@ mod tests {
         store.remove(journal().vf).unwrap();
         store.remove(journal().vf).unwrap();
         assert!(!store.has(journal().vf));
+    }
+
+    #[test]
+    fn folders_that_somebody_removed_are_made_again() {
+        let (dir, store) = store();
+        let root = dir.path().join("state");
+        drop(store.lock(journal().vf, Instant::now()).unwrap());
+        for folder in ["v1", "pci"] {
+            fs::remove_dir(root.join(folder)).unwrap();
+        }
+        store.write(&journal()).unwrap();
+        fs::remove_dir(root.join("pci")).unwrap();
+        store.write_go_records(journal().vf, &journal().owner, &serde_json::json!({})).unwrap();
+        assert!(root.join("pci").join(journal().vf.to_string()).is_file() && store.has(journal().vf));
+        assert_eq!(fs::metadata(root.join("pci")).unwrap().permissions().mode() & 0o777, 0o700);
     }
 
     #[test]

@@ -35,7 +35,8 @@ pub fn asked(wanted: &VfRequest, current: &VfAttributes) -> Vec<VfSetting> {
 
 /// Whether anything is asked of the PF over netlink (a trunk is not).
 pub fn asks_the_pf(wanted: &VfRequest) -> bool {
-    let VfRequest { device: _, mtu: _, allmulti: _, promisc: _, rdma_isolation: _, mac, vlan, min_tx_rate, max_tx_rate, .. } = wanted;
+    let VfRequest { device: _, mtu: _, allmulti: _, promisc: _, rdma_isolation: _, vfio_pci_mode: _, mac, vlan, min_tx_rate, max_tx_rate, .. } =
+        wanted;
     let VfRequest { spoof_check, trust, link_state, guid, .. } = wanted;
     let limits = min_tx_rate.is_some() || max_tx_rate.is_some();
     let switches = spoof_check.is_some() || trust.is_some() || link_state.is_some();

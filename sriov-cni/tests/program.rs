@@ -92,6 +92,15 @@ fn functions_below(folder: &Path, found: &mut BTreeSet<String>) -> Result<()> {
     Ok(())
 }
 
+/// The names in a folder, of JSON files without their ending.
+fn names_in(folder: &Path) -> Result<BTreeSet<String>> {
+    let names = std::fs::read_dir(folder)?.map(|entry| {
+        let name = entry?.file_name().into_string().map_err(|name| anyhow::anyhow!("{} is not UTF-8", name.display()))?;
+        Ok(name.strip_suffix(".json").map(str::to_owned).unwrap_or(name))
+    });
+    names.collect()
+}
+
 /// The tables of README.md say which test covers what: `file: test, test; file: test`. A name that is cut short ends with `...`, one of several cases
 /// with `*`.
 #[test]
@@ -101,9 +110,8 @@ fn what_the_readme_names_as_covering_exists() -> Result<()> {
     for folder in ["src", "tests", "../host/src", "../tests/tests"] {
         functions_below(&root.join(folder), &mut functions)?;
     }
-    let cases: BTreeSet<String> = std::fs::read_dir(root.join("testdata/program"))?
-        .map(|case| case?.file_name().into_string().map_err(|name| anyhow::anyhow!("{} is not UTF-8", name.display())))
-        .collect::<Result<_>>()?;
+    let cases = names_in(&root.join("testdata/program"))?;
+    let attachments = names_in(&root.join("testdata/attach"))?;
     let readme = include_str!("../README.md");
     let (_, tables) = readme.split_once("## What covers").context("the tables")?;
     let cells = tables.lines().filter(|line| line.starts_with("| ")).filter_map(|line| line.trim_end_matches(['|', ' ']).rsplit_once(" | "));
@@ -112,8 +120,13 @@ fn what_the_readme_names_as_covering_exists() -> Result<()> {
         for part in cell.split("; ") {
             let (file, list) = part.split_once(": ").unwrap_or_default();
             for name in list.split([',', ' ', '(', ')']).map(|name| name.trim_matches('`')) {
-                let there = if file == "program" && name.contains('-') {
-                    name.strip_suffix('*').map_or_else(|| cases.contains(name), |start| cases.iter().any(|case| case.starts_with(start)))
+                let listed = match file {
+                    "program" => Some(&cases),
+                    "netns_cni_golden" => Some(&attachments),
+                    _ => None,
+                };
+                let there = if let Some(listed) = listed.filter(|_| name.contains('-')) {
+                    name.strip_suffix('*').map_or_else(|| listed.contains(name), |start| listed.iter().any(|case| case.starts_with(start)))
                 } else if name.matches('_').count() > 1 && !name.contains("::") && !name.ends_with(':') {
                     let start = name.trim_end_matches('.').trim_end_matches('_');
                     if name.ends_with("...") { functions.iter().any(|function| function.starts_with(start)) } else { functions.contains(start) }

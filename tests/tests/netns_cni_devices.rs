@@ -262,6 +262,24 @@ fn an_rdma_device_that_has_to_go_along_and_cannot_is_an_error_before_anything_ch
 }
 
 #[test]
+fn check_misses_an_rdma_device_that_went_along() -> Result<()> {
+    as_host(|| {
+        let (machine, pod) = (Machine::new()?, Pod::new("a")?);
+        let conf = machine.conf(&json!({}));
+        machine.call(Add, &pod, &conf)?;
+        machine.call(Check, &pod, &conf)?;
+        let file = machine.state().join("v1").join(format!("{VF}.json"));
+        let mut journal: Value = serde_json::from_slice(&fs::read(&file)?)?;
+        // Of a number that no RDMA core has given away.
+        journal["rdma"] = json!([{"index": 4_000_000, "name": "mlx5_7"}]);
+        fs::write(&file, journal.to_string())?;
+        let (code, text) = refusal(machine.call(Check, &pod, &conf));
+        assert_eq!((code, text.as_str()), (104, "RDMA device mlx5_7 of VF 0000:01:10.0 is not there: ADD left it in the container"));
+        Ok(())
+    })
+}
+
+#[test]
 fn addresses_go_back_to_the_plugin_that_gave_them_whatever_the_network_says_by_then() -> Result<()> {
     as_host(|| {
         let machine = Machine::new()?;

@@ -21,8 +21,12 @@ const PAIRS: usize = 10_000;
 /// One pair of so many has a VF with a netdev; the others have a userspace VF. Each of the two moves of a netdev waits until all processors of the machine
 /// have let go of it, with the kernel's one lock of links held (10 to 20 ms measured on two processors, in which nothing is computed), so that ten
 /// thousand pairs that move take five minutes, and still three with four VFs at once. What a move could leave behind is looked for a thousand
-/// times; what the plugin itself could leave behind, files, locks, descriptors, addresses, ten thousand times.
+/// times; what the plugin itself could leave behind, files, locks, descriptors, addresses, ten thousand times. With SOAK_ONE_MOVES_OF=1 all pairs move.
 const ONE_MOVES_OF: usize = 10;
+
+fn one_moves_of() -> usize {
+    std::env::var("SOAK_ONE_MOVES_OF").ok().and_then(|given| given.parse().ok()).filter(|given| *given > 0).unwrap_or(ONE_MOVES_OF)
+}
 
 /// An IPAM plugin without a process: it gives the lowest free address of 192.0.2.0/24.
 #[derive(Default)]
@@ -87,7 +91,7 @@ fn files_below(folder: &Path, found: &mut BTreeSet<String>) -> Result<()> {
 
 /// One attachment of either kind to either pod.
 fn pair(machine: &Machine, pods: &[Pod], pool: &Pool, networks: &[Value], round: usize) -> Result<()> {
-    let (pod, network) = (&pods[round % pods.len()], &networks[usize::from(!(round / pods.len()).is_multiple_of(ONE_MOVES_OF))]);
+    let (pod, network) = (&pods[round % pods.len()], &networks[usize::from(!(round / pods.len()).is_multiple_of(one_moves_of()))]);
     let result = machine.call_with(Add, pod, network, pool)?.context("a result")?;
     ensure!(result["ips"][0]["address"] == "192.0.2.2/24", "an address was not given back: {result}");
     ensure!(machine.call_with(Del, pod, network, pool)?.is_none(), "DEL prints nothing");

@@ -36,6 +36,7 @@ fn an_empty_request_leaves_everything_alone() {
         trunk: None,
         guid: None,
         rdma_isolation: None,
+        vfio_pci_mode: false,
     };
     assert_eq!(request(json!({})).unwrap(), wanted);
     let absent = json!({"vlan": null, "mac": "", "spoofchk": "", "min_tx_rate": null, "ipam": {}, "trust": null});
@@ -123,6 +124,7 @@ fn a_wrong_value_is_refused_with_key_given_and_allowed() {
         (json!({"pkey": "7fff"}), "pkey is \"7fff\": allowed is a partition key in hexadecimal from 0x0001 to 0xffff, not 0x8000"),
         (json!({"pkey": "0x8000"}), "pkey is \"0x8000\": allowed is a partition key in hexadecimal from 0x0001 to 0xffff, not 0x8000"),
         (json!({"rdmaIsolation": "on"}), "rdmaIsolation is \"on\": allowed is true or false"),
+        (json!({"vfioPciMode": "true"}), "vfioPciMode is \"true\": allowed is true or false"),
         (json!({"ibKubernetesEnabled": 1}), "ibKubernetesEnabled is 1: allowed is true or false"),
     ] {
         assert_eq!(refusal(wire), message);

@@ -67,7 +67,7 @@ impl Store {
         let temporary = self.root.join(format!(".{vf}.tmp"));
         for (path, bytes) in [(record, conf.to_string().into_bytes()), (self.root.join("pci").join(vf.to_string()), path_bytes(&owner.netns_path))] {
             write_private(&temporary, &bytes)?;
-            fs::rename(&temporary, &path).map_err(failed("rename", &temporary))?;
+            self.with_folders(|| fs::rename(&temporary, &path).map_err(failed("rename", &temporary)))?;
         }
         Ok(())
     }
