@@ -17,6 +17,8 @@ sriov_tests::lab_tests! { Topology::one_guest();
     vfs_are_prepared,
     a_vf_goes_in_named_and_addressed_and_comes_back_as_it_was,
     what_the_network_asks_is_set_on_the_vf_and_taken_back,
+    a_pf_that_was_renamed_meanwhile_is_found_by_its_address,
+    a_vf_for_a_program_that_is_half_reset_is_attached_anew_by_a_repeated_add,
     a_vf_whose_namespace_was_destroyed_comes_back_as_it_was,
     a_second_del_changes_nothing,
     a_vf_whose_records_were_lost_goes_back_by_its_address_as_a_fresh_one,
@@ -27,6 +29,7 @@ sriov_tests::lab_tests! { Topology::one_guest();
     a_vf_for_a_userspace_driver_keeps_its_driver_and_no_netdev_moves,
     two_namespaces_meet_on_one_vlan_with_its_tag_and_not_on_two,
     the_config_daemon_leaves_vfs_in_use_alone,
+    an_rdma_device_that_the_kernel_cannot_move_is_told_and_undone_and_check_looks_for_it,
 }
 
 const PLUGIN: &str = "/opt/cni/bin/sriov";
@@ -127,6 +130,86 @@ fn vfs_are_prepared(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
+/// Covers the VF's folder of sysfs with one that has the same files and this RDMA device.
+fn cover(guest: &Guest, vf: &str, rdma: &str) -> Result<()> {
+    guest
+        .sh(&format!(
+            "d=$(readlink -f /sys/bus/pci/devices/{vf}); mkdir -p /run/real; mount --bind $d /run/real; mount --make-private /run/real
+         mount -t tmpfs none $d
+         for e in /run/real/*; do if [ -L $e ]; then t=$(readlink $e); else t=$e; fi; ln -s $t $d/${{e##*/}}; done; mkdir -p $d/infiniband/{rdma}"
+        ))
+        .map(drop)
+}
+
+fn uncover(guest: &Guest, vf: &str) -> Result<()> {
+    guest.sh(&format!("umount $(readlink -f /sys/bus/pci/devices/{vf}) /run/real")).map(drop)
+}
+
+/// The mode is set while there is no other namespace; one that was deleted ends some time later.
+fn set_rdma_mode(guest: &Guest, mode: &str) -> Result<()> {
+    let set = || Ok(guest.command(&["rdma", "system", "set", "netns", mode]).outcome()?.success().then_some(()));
+    guest.poll(Instant::now() + Duration::from_secs(30), "the RDMA mode is set", set)
+}
+
+/// The only RDMA device to be had here is the kernel's software one. It belongs to no VF, so that the VF's folder of sysfs is covered by one that has it too;
+/// and its driver can't take it away from programs, so that the kernel refuses to move it. What ADD and CHECK make of that is the product's; a move
+/// that succeeds is not to be seen without an adapter whose driver can.
+fn an_rdma_device_that_the_kernel_cannot_move_is_told_and_undone_and_check_looks_for_it(lab: &mut Lab) -> Result<()> {
+    let (guest, nic, _) = first(lab)?;
+    // The covered folder looks to udev like another device's, so that it makes up another alternative name.
+    let look = || {
+        let mut found = snapshot(guest, nic, 0)?;
+        found["netdev"][1] = Value::Null;
+        Ok::<_, anyhow::Error>(found)
+    };
+    let before = look()?;
+    guest.run(&["modprobe", "rdma_rxe"])?;
+    set_rdma_mode(guest, "exclusive")?;
+    guest.run(&["rdma", "link", "add", "rxe0", "type", "rxe", "netdev", &nic.netdev()])?;
+    let devices: Vec<Value> = serde_json::from_str(&guest.run(&["rdma", "-j", "dev", "show"])?)?;
+    let index = devices.iter().find(|device| device["ifname"] == "rxe0").context("there is no rxe0")?["ifindex"].clone();
+    cover(guest, &vf(nic, 0), "rxe0")?;
+
+    for asked in [json!({ "vlan": 100 }), json!({ "rdmaIsolation": true })] {
+        let outcome = Attachment::new(guest, "pod-a", &vf(nic, 0), &asked)?.call("ADD")?;
+        let told = outcome.text();
+        ensure!(!outcome.success() && told.contains("RDMA device") && told.contains("rxe0") && told.contains("rdmaIsolation false"), "{outcome}");
+        assert_eq!(serde_json::from_slice::<Value>(&outcome.stdout)?["code"], 102, "{told}");
+        assert_eq!(look()?, before, "ADD was undone");
+    }
+
+    // As if the device had gone along.
+    let file = format!("{STATE}/v1/{}.json", vf(nic, 0));
+    let remember = || {
+        let mut journal: Value = serde_json::from_slice(&guest.read(&file)?)?;
+        journal["rdma"] = json!([{ "index": index, "name": "rxe0" }]);
+        guest.write(&file, journal.to_string().as_bytes(), 0o600)
+    };
+    let attachment = Attachment::new(guest, "pod-a", &vf(nic, 0), &json!({ "rdmaIsolation": false }))?;
+    attachment.add()?;
+    let outcome = attachment.call("CHECK")?;
+    ensure!(outcome.success(), "{outcome}");
+    remember()?;
+    let outcome = attachment.call("CHECK")?;
+    ensure!(!outcome.success() && outcome.text().contains("RDMA device rxe0"), "it is in the host: {outcome}");
+    attachment.del()?;
+    attachment.end()?;
+    assert_eq!(look()?, before);
+
+    set_rdma_mode(guest, "shared")?;
+    let attachment = Attachment::new(guest, "pod-a", &vf(nic, 0), &json!({}))?;
+    attachment.add()?;
+    remember()?;
+    let outcome = attachment.call("CHECK")?;
+    ensure!(outcome.success(), "all namespaces see it: {outcome}");
+    attachment.del()?;
+    attachment.end()?;
+    guest.run(&["rdma", "link", "del", "rxe0"])?;
+    uncover(guest, &vf(nic, 0))?;
+    assert_eq!(look()?, before);
+    Ok(())
+}
+
 fn address(number: u8) -> Value {
     json!({ "ipam": { "type": "static", "addresses": [{ "address": format!("203.0.113.{number}/24") }] } })
 }
@@ -165,6 +248,42 @@ fn what_the_network_asks_is_set_on_the_vf_and_taken_back(lab: &mut Lab) -> Resul
     assert_eq!((&inside["address"], &inside["mtu"]), (&"02:00:5e:10:00:01".into(), &1400.into()), "{inside}");
     attachment.del()?;
     assert_eq!(snapshot(guest, nic, 0)?, before);
+    attachment.end()
+}
+
+fn a_pf_that_was_renamed_meanwhile_is_found_by_its_address(lab: &mut Lab) -> Result<()> {
+    let (guest, nic, _) = first(lab)?;
+    let before = snapshot(guest, nic, 0)?;
+    let attachment = Attachment::new(guest, "pod-a", &vf(nic, 0), &json!({ "vlan": 100, "mac": "02:00:5e:10:00:01" }))?;
+    attachment.add()?;
+    let name = nic.netdev();
+    guest.run(&["/usr/sbin/ip", "link", "set", "dev", &name, "name", "uplink0"])?;
+    let outcome = attachment.call("CHECK")?;
+    let deleted = attachment.del();
+    // udev keeps the name that it would have given as an alternative one, which is then in the way.
+    guest.sh(&format!(
+        "udevadm settle --timeout=30; /usr/sbin/ip link property del dev uplink0 altname {name} 2>/dev/null
+         /usr/sbin/ip link set dev uplink0 name {name}; udevadm settle --timeout=30"
+    ))?;
+    ensure!(outcome.success(), "CHECK: {outcome}");
+    deleted?;
+    assert_eq!(snapshot(guest, nic, 0)?, before);
+    attachment.end()
+}
+
+fn a_vf_for_a_program_that_is_half_reset_is_attached_anew_by_a_repeated_add(lab: &mut Lab) -> Result<()> {
+    let (guest, nic, _) = first(lab)?;
+    let before = snapshot(guest, nic, 2)?;
+    let attachment = Attachment::new(guest, "pod-a", &vf(nic, 2), &json!({ "vlan": 100, "mac": "02:00:5e:10:00:03" }))?;
+    attachment.add()?;
+    let set = held(guest, nic, 2)?;
+    // As a DEL that died has left it: its record is there, one of two settings is gone.
+    guest.run(&["/usr/sbin/ip", "link", "set", "dev", &nic.netdev(), "vf", "2", "vlan", "0"])?;
+    assert_ne!(held(guest, nic, 2)?, set);
+    attachment.add()?;
+    assert_eq!(held(guest, nic, 2)?, set);
+    attachment.del()?;
+    assert_eq!(snapshot(guest, nic, 2)?, before);
     attachment.end()
 }
 

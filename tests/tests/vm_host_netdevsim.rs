@@ -18,6 +18,7 @@ sriov_tests::lab_tests! {
     a_setting_of_one_vf_leaves_the_others_alone,
     a_vf_that_is_not_there_is_refused_with_the_kernels_words,
     switchdev_mode_brings_a_representor_for_each_vf_and_goes_back,
+    an_rdma_device_is_known_by_its_number_and_one_that_its_driver_cannot_move_is_refused,
 }
 
 const PROGRAM: &str = "/usr/local/bin/vf-attributes";
@@ -119,4 +120,27 @@ fn switchdev_mode_brings_a_representor_for_each_vf_and_goes_back(lab: &mut Lab) 
     let down = set("legacy")?;
     same("mode", &down["mode"], &json!("legacy"))?;
     same("representors", &down["representors"], &json!({}))
+}
+
+/// The kernel's software device (`rdma_rxe`) can't be taken away from programs that have it open, so that the kernel refuses to move it: what a product
+/// tells of a refusal is proven here, a successful move is not.
+fn an_rdma_device_is_known_by_its_number_and_one_that_its_driver_cannot_move_is_refused(lab: &mut Lab) -> Result<()> {
+    const RDMA: &str = "/usr/local/bin/rdma-devices";
+    let guest = lab.guest(1)?;
+    lab.install(guest, "rdma-devices", RDMA)?;
+    guest.sh("modprobe rdma_rxe && ip link add soft0 type dummy && ip link set soft0 up && rdma system set netns exclusive")?;
+    guest.sh("rdma link add rxe0 type rxe netdev soft0 && ip netns add rdma-pod")?;
+    let listed = guest.run(&[RDMA])?;
+    let (mode, device) = listed.trim().split_once('\n').context("a mode and a device")?;
+    assert_eq!(mode, "exclusive");
+    let number = device.strip_suffix(" rxe0").with_context(|| listed.clone())?;
+    guest.run(&[RDMA, "rename", "rxe0", "rxe7"])?;
+    assert_eq!(guest.run(&[RDMA])?.trim(), format!("exclusive\n{number} rxe7"), "a rename leaves the number");
+    assert!(guest.sh("rdma dev show")?.contains("rxe7"));
+    let outcome = guest.command(&[RDMA, "move", "rxe7", "/run/netns/rdma-pod"]).outcome()?;
+    assert!(!outcome.success(), "{outcome}");
+    let words = String::from_utf8_lossy(&outcome.stderr).into_owned();
+    assert!(words.contains("cannot move the RDMA device to another namespace [rxe7]: Operation not supported"), "{words}");
+    guest.sh("ip netns del rdma-pod; rdma link del rxe7; ip link del soft0")?;
+    Ok(())
 }
