@@ -8,6 +8,7 @@ use clap::{ArgAction, Parser, ValueEnum};
 /// Offers SR-IOV virtual functions to the kubelet as extended resources.
 #[derive(Clone, Debug, PartialEq, Eq, Parser)]
 #[command(name = "sriov-device-plugin", version)]
+#[expect(clippy::struct_excessive_bools, reason = "switches of a command line are independent")]
 pub struct Args {
     /// JSON file with the resources; it may appear, change and disappear at any time.
     #[arg(long, default_value = "/etc/pcidp/config.json")]

@@ -13,11 +13,11 @@ const CLUSTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/three_nodes
 const POLICY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/three_nodes/policy.yaml");
 
 fn call(arguments: &[&str]) -> Output {
-    Command::new(PROGRAM).args(["--from", CLUSTER]).args(arguments).env_remove("NO_COLOR").output().unwrap()
+    Command::new(PROGRAM).args(["--from", CLUSTER]).args(arguments).env_remove("NO_COLOR").output().expect("run kubectl-sriov")
 }
 
 fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
+    String::from_utf8(bytes.to_vec()).expect("text in UTF-8")
 }
 
 /// What a command line prints to a terminal.
