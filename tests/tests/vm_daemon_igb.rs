@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use sriov_host::inventory::Pf;
+use sriov_host::inventory::{Pf, RdmaMode};
 use sriov_tests::lab::Lab;
 use sriov_tests::lab::config_daemon::{ConfigDaemon, PROGRAM, Wish, node_state};
-use sriov_tests::lab::guest::Guest;
+use sriov_tests::lab::guest::{Guest, Outcome};
 use sriov_tests::lab::topology::{Nic, Node, Topology};
 
 sriov_tests::lab_tests! { Topology::guests([Node::new(1).with_disk(), Node::new(2).without_iommu()]);
@@ -29,6 +29,10 @@ sriov_tests::lab_tests! { Topology::guests([Node::new(1).with_disk(), Node::new(
     network_manager_is_told_to_leave_vfs_alone,
     after_a_power_cut_the_same_vfs_are_there_before_anything_else_runs,
     doctor_finds_the_iommu_that_is_missing,
+    the_mode_of_rdma_devices_changes_at_once_or_waits_for_a_boot,
+    a_full_disk_changes_no_pf_and_is_told,
+    a_clock_that_jumps_changes_nothing,
+    a_reboot_is_named_only_when_the_boot_loader_brings_what_is_missing,
     a_pf_that_is_unplugged_while_a_plan_runs_harms_nobody_else,
 }
 
@@ -353,6 +357,95 @@ fn vfio_pci_is_loaded_when_it_is_missing(lab: &mut Lab) -> Result<()> {
     apply(&daemon, &wish)?;
     assert_eq!(drivers(&daemon.pf(nic)?), [Some("vfio-pci")]);
     reset(&daemon)
+}
+
+/// A wish for the mode of RDMA devices alone, planned or applied.
+fn rdma_mode(guest: &Guest, command: &str, mode: &str) -> Result<Outcome> {
+    let mut state: Value = serde_json::from_str(&node_state(&[]))?;
+    state["spec"]["system"] = serde_json::json!({ "rdmaMode": mode });
+    guest.command(&[PROGRAM, command, "-f", "-"]).stdin(state.to_string()).outcome()
+}
+
+fn the_mode_of_rdma_devices_changes_at_once_or_waits_for_a_boot(lab: &mut Lab) -> Result<()> {
+    const STAGED: &str = "/etc/modprobe.d/sriov_network_operator_modules_config.conf";
+    let (guest, _, _) = first(lab)?;
+    let daemon = ConfigDaemon::install(lab, guest)?;
+    // Soft RDMA brings the core, whose mode it is.
+    guest.sh("modprobe rdma_rxe")?;
+    let found = || Ok::<_, anyhow::Error>(daemon.observe()?.kernel.rdma_mode);
+    assert_eq!(found()?, Some(RdmaMode::Shared), "the kernel's default");
+    let done = rdma_mode(guest, "apply", "exclusive")?;
+    ensure!(done.success() && done.text().contains("left: nothing to do"), "{done}");
+    assert_eq!(found()?, Some(RdmaMode::Exclusive));
+    assert_eq!(guest.run(&["cat", STAGED])?, "options ib_core netns_mode=0\n");
+    guest.sh("ip netns add holds")?;
+    let waits = rdma_mode(guest, "apply", "shared")?;
+    let kept = found()?;
+    guest.sh("ip netns del holds")?;
+    ensure!(waits.text().contains("refused (RebootRequired)") && waits.text().contains("disruption: Reboot"), "{waits}");
+    assert_eq!(kept, Some(RdmaMode::Exclusive), "the kernel would refuse it");
+    assert_eq!(guest.run(&["cat", STAGED])?, "options ib_core netns_mode=1\n", "the next boot has it");
+    let done = rdma_mode(guest, "apply", "shared")?;
+    ensure!(done.success(), "{done}");
+    assert_eq!(found()?, Some(RdmaMode::Shared));
+    // A mode that nobody asks for is left, and our file goes.
+    let done = rdma_mode(guest, "apply", "")?;
+    ensure!(done.success(), "{done}");
+    guest.sh(&format!("test ! -e {STAGED}"))?;
+    assert_eq!(found()?, Some(RdmaMode::Shared));
+    Ok(())
+}
+
+fn a_full_disk_changes_no_pf_and_is_told(lab: &mut Lab) -> Result<()> {
+    let (guest, nic, _) = first(lab)?;
+    let daemon = ConfigDaemon::install(lab, guest)?;
+    reset(&daemon)?;
+    guest.sh("mkdir -p /etc/sriov-operator && mount -t tmpfs -o size=8k tmpfs /etc/sriov-operator")?;
+    guest.sh("dd if=/dev/zero of=/etc/sriov-operator/filler bs=4k count=8 2>/dev/null || true")?;
+    let wish = [Wish::vfs(nic, 1).group("0-0", "netdevice")];
+    let outcome = daemon.apply(&wish)?;
+    let numvfs = daemon.pf(nic)?.numvfs;
+    guest.sh("umount /etc/sriov-operator")?;
+    ensure!(!outcome.success() && outcome.text().contains("No space left on device"), "{outcome}");
+    assert_eq!(numvfs, 0, "VFs of which nobody would know that they are ours");
+    apply(&daemon, &wish)?;
+    reset(&daemon)
+}
+
+fn a_clock_that_jumps_changes_nothing(lab: &mut Lab) -> Result<()> {
+    let (guest, nic, _) = first(lab)?;
+    let daemon = ConfigDaemon::install(lab, guest)?;
+    let wish = [Wish::vfs(nic, 2).group("0-1", "netdevice")];
+    apply(&daemon, &wish)?;
+    // A pod of the Go plugin, which tells when it got its VF by a file's time alone.
+    let vf = daemon.pf(nic)?.vfs[0].address;
+    guest.sh(&format!("ip netns add clock && mkdir -p /var/lib/cni/sriov/pci && printf /run/netns/clock > /var/lib/cni/sriov/pci/{vf}"))?;
+    let now = guest.sh("date +%s")?;
+    let mut seen = Vec::new();
+    for jump in ["2031-01-01 00:00:00", "2001-01-01 00:00:00"] {
+        guest.sh(&format!("date -s '{jump}'"))?;
+        seen.push((daemon.plan(&wish)?, daemon.plan(&[Wish::vfs(nic, 3).group("0-2", "netdevice")])?));
+    }
+    guest.sh(&format!("date -s @{}; ip netns del clock; rm -f /var/lib/cni/sriov/pci/{vf}", now.trim()))?;
+    for (same, more) in seen {
+        assert_eq!(same, "nothing to do\n");
+        ensure!(more.contains(&format!("{vf} (the pod with network namespace clock")) && !more.contains("create 3 VFs"), "{more}");
+    }
+    reset(&daemon)
+}
+
+fn a_reboot_is_named_only_when_the_boot_loader_brings_what_is_missing(lab: &mut Lab) -> Result<()> {
+    let (guest, nic, _) = pfs(lab.guest(2)?)?;
+    let daemon = ConfigDaemon::install(lab, guest)?;
+    let wish = [Wish::vfs(nic, 1).group("0-0", "vfio-pci")];
+    ensure!(daemon.plan(&wish)?.ends_with("disruption: None\n"), "{}", daemon.plan(&wish)?);
+    guest.sh("mkdir -p /boot/grub")?;
+    guest.write("/boot/grub/grub.cfg", b"\tlinux /vmlinuz root=/dev/vda intel_iommu=on\n", 0o600)?;
+    let staged = daemon.plan(&wish)?;
+    guest.run(&["rm", "/boot/grub/grub.cfg"])?;
+    ensure!(staged.contains("refused (RebootRequired)") && staged.contains("disruption: Reboot"), "{staged}");
+    assert_eq!(daemon.pf(nic)?.numvfs, 0);
+    Ok(())
 }
 
 fn a_pf_that_is_unplugged_while_a_plan_runs_harms_nobody_else(lab: &mut Lab) -> Result<()> {
