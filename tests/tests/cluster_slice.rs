@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use sriov_tests::cluster::objects::{OPERATOR_NAMESPACE, Policy, host_local, network, pod};
+use sriov_tests::cluster::objects::{OPERATOR_NAMESPACE, Policy, RESOURCE_PREFIX, host_local, network, pod};
 use sriov_tests::cluster::{Cluster, PATIENCE, VfSnapshot, condition, pf, same};
 use sriov_tests::lab::Lab;
 use sriov_tests::lab::guest::Guest;
@@ -21,6 +21,7 @@ sriov_tests::lab_tests! {
     a_nic_that_is_not_listed_is_reported_and_configured_once_it_is_listed,
     two_pods_ping_over_a_vlan_and_the_tag_is_on_the_wire,
     different_vlans_do_not_reach_each_other,
+    a_pod_with_only_the_annotation_gets_its_vf_from_the_injector,
     a_deleted_pod_gives_its_vf_back_as_it_was,
     a_pod_killed_while_the_runtime_is_stopped_gives_its_vf_back,
     settings_of_the_network_reach_the_vf_and_leave_with_the_pod,
@@ -166,6 +167,24 @@ fn different_vlans_do_not_reach_each_other(lab: &mut Lab) -> Result<()> {
     let peer = address_of(&cluster, "b", "net1")?;
     cluster.exec("a", &["ping", "-c", "2", "-W", "5", &peer])?;
     ["a", "b", "c"].iter().try_for_each(|name| delete_pod(&cluster, name))
+}
+
+/// The default manifest has the injector switched on; the API server calls it at its pod's address, by the certificate that the operator made.
+fn a_pod_with_only_the_annotation_gets_its_vf_from_the_injector(lab: &mut Lab) -> Result<()> {
+    let cluster = Cluster::of(lab);
+    cluster.wait("the injector is in place", PATIENCE, || {
+        cluster.get::<Value>("", "mutatingwebhookconfigurations", "network-resources-injector-config")
+    })?;
+    let whole = pod("plain", "node1", "blue-1", POOL, 1);
+    let (plain, _) = whole.split_once("    resources:").context("a pod with resources")?;
+    cluster.apply(plain)?;
+    let running = cluster.wait_pod("plain")?;
+    let containers = running.spec.map(|spec| spec.containers).unwrap_or_default();
+    let asked = containers.first().and_then(|c| c.resources.as_ref()?.requests.as_ref()?.get(&format!("{RESOURCE_PREFIX}/{POOL}")).cloned());
+    same("what the pod asks for", &asked.map(|quantity| quantity.0).as_deref(), &Some("1"))?;
+    ensure!(address_of(&cluster, "plain", "net1")?.starts_with("192.0.2."), "it has no address of its network");
+    same("VFs of the pod", &cluster.devices_of("plain", POOL)?.len(), &1)?;
+    delete_pod(&cluster, "plain")
 }
 
 /// All VFs of the pool on a node, before a pod gets one.
