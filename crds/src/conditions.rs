@@ -120,6 +120,8 @@ pub mod policy {
     pub const NO_NODES: &str = "NoMatchingNodes";
     /// At least one node could not carry it out.
     pub const NODES_FAILED: &str = "NodesFailed";
+    /// A stronger policy on the same PF decides something else for the whole PF.
+    pub const OVERRIDDEN: &str = "Overridden";
 }
 
 /// Reasons on the three network kinds.

@@ -15,6 +15,8 @@ use crate::node_policy::{NicSelector, VFIO_PCI};
 use crate::node_state::{Interface, InterfaceStatus, VfGroup};
 use crate::{PfSelector, SriovNetworkNodePolicySpec, SriovNetworkNodeStateSpec, VfRange, VfRangeError};
 
+/// The eswitch mode of who says none.
+const LEGACY: &str = "legacy";
 /// Longest last part of an extended resource name.
 const RESOURCE_NAME_LENGTH: usize = 63;
 
@@ -183,6 +185,25 @@ fn interface(policy: &Policy, pf: &InterfaceStatus) -> Option<Interface> {
     })
 }
 
+/// What a policy that has VFs on a PF asks of the PF as a whole and does not get, because a stronger policy decides it: field, asked, got.
+///
+/// Which VFs are whose is not a matter here, and neither are MTU and number of VFs, of which the larger holds. The Go operator said nothing (B30).
+pub fn overridden(spec: &SriovNetworkNodePolicySpec, interface: &Interface) -> Vec<(&'static str, String, String)> {
+    let mode = |text: &Option<String>| text.as_deref().filter(|text| !text.is_empty()).unwrap_or(LEGACY).to_lowercase();
+    let link = |text: &Option<String>| text.as_deref().unwrap_or_default().to_lowercase();
+    let mut fields = vec![
+        ("eSwitchMode", mode(&spec.eswitch_mode), mode(&interface.eswitch_mode)),
+        ("externallyManaged", spec.externally_managed.to_string(), interface.externally_managed.to_string()),
+    ];
+    // Unset means any.
+    if !link(&spec.link_type).is_empty() {
+        let got = Some(link(&interface.link_type)).filter(|got| !got.is_empty()).unwrap_or_else(|| "as it is".to_owned());
+        fields.push(("linkType", link(&spec.link_type), got));
+    }
+    fields.retain(|(_, asked, got)| asked != got);
+    fields
+}
+
 /// Puts a stronger policy's wish over what weaker ones wanted of the same PF.
 fn merge(old: Interface, new: Interface, same_priority: bool) -> Interface {
     let stronger = new.vf_groups.first().cloned();
@@ -228,6 +249,21 @@ mod tests {
         let some = policy("b8", "{resourceName: a, nodeSelector: {}, nicSelector: {pfNames: ['enp1s0#2-3']}, numVfs: 4}");
         let spec = spec(&[some], &[pf]);
         assert_eq!(spec.interfaces[0].vf_groups[0].vf_range.as_deref(), Some("2-3"));
+    }
+
+    /// B30 of the field: a weaker policy that shares a PF lost its eswitch mode and nobody was told.
+    #[test]
+    fn what_a_stronger_policy_decides_for_the_whole_pf_is_told() {
+        let pf = InterfaceStatus { pci_address: "0000:01:00.0".into(), name: Some("eth0".into()), ..InterfaceStatus::default() };
+        let of = |name, vfs, more| {
+            policy(name, &format!("{{resourceName: {name}, nodeSelector: {{}}, nicSelector: {{pfNames: ['eth0#{vfs}']}}, numVfs: 4, {more}}}"))
+        };
+        let weak = of("weak", "0-1", "priority: 90, eSwitchMode: switchdev, linkType: ETH");
+        let strong = of("strong", "2-3", "priority: 10, linkType: eth");
+        let merged = spec(&[weak.clone(), strong.clone()], &[pf]).interfaces.remove(0);
+        assert_eq!(merged.vf_groups.len(), 2, "both have VFs");
+        assert_eq!(overridden(&weak.spec, &merged), [("eSwitchMode", "switchdev".to_owned(), "legacy".to_owned())]);
+        assert_eq!(overridden(&strong.spec, &merged), []);
     }
 
     #[test]

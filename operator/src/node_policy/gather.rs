@@ -7,7 +7,7 @@ use kube::ResourceExt;
 use kube::core::DeserializeGuard;
 use sriov_crds::{SriovNetworkNodePolicy, SriovNetworkNodeState, SriovNetworkPoolConfig, SriovOperatorConfig, keys};
 
-use super::tally::Standing;
+use super::tally::{self, Standing};
 use super::validate;
 use crate::cache::Key;
 use crate::context::Context;
@@ -71,6 +71,21 @@ pub(super) fn node(fleet: &Fleet, context: &Context, name: &str) -> Result<Gathe
 
 pub(super) fn policy(fleet: &Fleet, context: &Context, name: &str) -> Option<Arc<DeserializeGuard<SriovNetworkNodePolicy>>> {
     fleet.policies.get(&Key::new(&context.settings.namespace, name))
+}
+
+/// What a stronger policy decides otherwise on the nodes where this one has VFs: the first by name, and how many.
+pub(super) fn overridden(fleet: &Fleet, policy: &DeserializeGuard<SriovNetworkNodePolicy>) -> Option<(String, i64)> {
+    let object = policy.0.as_ref().ok()?;
+    let name = object.name_any();
+    let states = fleet.states.list();
+    let told = states.iter().filter_map(|state| {
+        let state = state.0.as_ref().ok()?;
+        Some((state.name_any(), tally::overridden_on(&name, &object.spec, state)?))
+    });
+    told.fold(None, |first, (node, what)| match first {
+        None => Some((format!("node {node}: {what}"), 1)),
+        Some((first, count)) => Some((first, count + 1)),
+    })
 }
 
 /// How the managed nodes that the policy selects stand, by name.

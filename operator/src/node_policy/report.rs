@@ -74,9 +74,10 @@ fn verdict(malformed: Option<&Malformed>, tally: &Tally) -> [Outcome; 3] {
         _ if tally.pending == 0 => outcome(PROGRESSING, false, reason::CONFIGURED, String::new()),
         _ => outcome(PROGRESSING, true, reason::CONFIGURING, format!("{} of {} nodes are to answer", tally.pending, tally.matched)),
     };
-    let degraded = match &tally.first_failure {
-        None => outcome(DEGRADED, false, reason::CONFIGURED, String::new()),
-        Some(first) => {
+    let degraded = match (&tally.first_failure, &tally.overridden) {
+        (None, None) => outcome(DEGRADED, false, reason::CONFIGURED, String::new()),
+        (None, Some((first, nodes))) => outcome(DEGRADED, true, reason::OVERRIDDEN, format!("not all as asked on {nodes} nodes; {first}")),
+        (Some(first), _) => {
             let message = format!("{} of {} nodes failed; node {}: {}", tally.failed, tally.matched, first.node, first.message);
             outcome(DEGRADED, true, reason::NODES_FAILED, message)
         }

@@ -1,8 +1,9 @@
 //! Pure: how nodes stand to what is asked of them, and what that comes to for a policy's status.
 
-use sriov_crds::SriovNetworkNodeState;
 use sriov_crds::node_policy::NodeFailure;
 use sriov_crds::node_state::{SYNC_FAILED, SYNC_SUCCEEDED};
+use sriov_crds::resolve::overridden;
+use sriov_crds::{SriovNetworkNodePolicySpec, SriovNetworkNodeState};
 
 /// How one node stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub(super) struct Tally {
     pub failed: i64,
     /// The first by name.
     pub first_failure: Option<NodeFailure>,
+    /// What a stronger policy decides otherwise for a PF on which this one has VFs, on the first node by name; and on how many nodes.
+    pub overridden: Option<(String, i64)>,
 }
 
 impl Standing {
@@ -38,6 +41,18 @@ impl Standing {
             _ => Self::Pending,
         }
     }
+}
+
+/// What is not as this policy asks on a PF of the node, although the policy has VFs there.
+pub(super) fn overridden_on(name: &str, spec: &SriovNetworkNodePolicySpec, state: &SriovNetworkNodeState) -> Option<String> {
+    let ours = state.spec.interfaces.iter().filter(|pf| pf.vf_groups.iter().any(|group| group.policy_name.as_deref() == Some(name)));
+    let told = ours.flat_map(|pf| {
+        let by = pf.vf_groups.first().and_then(|group| group.policy_name.as_deref()).unwrap_or_default();
+        overridden(spec, pf)
+            .into_iter()
+            .map(move |(field, asked, got)| format!("{field} of PF {} is {got} and not {asked}, as policy {by} decides", pf.pci_address))
+    });
+    told.reduce(|all, one| format!("{all}; {one}"))
 }
 
 pub(super) fn count(standings: &[(String, Standing)]) -> Tally {
@@ -86,6 +101,27 @@ mod tests {
         );
         assert_eq!(standing(2, &rendered, &json!({ "syncStatus": "InProgress", "observedGeneration": 2 })), Standing::Pending);
         assert_eq!(Standing::of(None), Standing::Pending);
+    }
+
+    /// B30 of the field, where the user looks: at the policy.
+    #[test]
+    fn a_weaker_policys_settings_are_not_overridden_in_silence() {
+        let group = |policy: &str| json!({ "policyName": policy, "vfRange": "0-1" });
+        let pf = |mode: &str| json!({ "pciAddress": "0000:01:00.0", "numVfs": 4, "eSwitchMode": mode, "vfGroups": [group("strong"), group("weak")] });
+        let state = |mode: &str| -> SriovNetworkNodeState {
+            serde_json::from_value(json!({
+                "apiVersion": "sriovnetwork.openshift.io/v1", "kind": "SriovNetworkNodeState", "metadata": { "name": "n" },
+                "spec": { "interfaces": [pf(mode)] },
+            }))
+            .unwrap()
+        };
+        let weak: SriovNetworkNodePolicySpec =
+            serde_json::from_value(json!({ "resourceName": "r", "nodeSelector": {}, "nicSelector": {}, "numVfs": 4, "eSwitchMode": "switchdev" }))
+                .unwrap();
+        let told = overridden_on("weak", &weak, &state("legacy")).unwrap();
+        assert_eq!(told, "eSwitchMode of PF 0000:01:00.0 is legacy and not switchdev, as policy strong decides");
+        assert_eq!(overridden_on("weak", &weak, &state("switchdev")), None);
+        assert_eq!(overridden_on("elsewhere", &weak, &state("legacy")), None, "a policy without VFs there has nothing to lose");
     }
 
     #[test]

@@ -65,10 +65,13 @@ fn identities(state: &SriovNetworkNodeState) -> Option<Vec<impl PartialEq>> {
     Some(status.interfaces.iter().map(identity).collect())
 }
 
-/// How the node stands to what is asked of it changed.
+/// How the node stands to what is asked of it changed, or what is asked, which may be what a stronger policy decides.
 pub(super) fn standing_matters(change: &Change<'_, DeserializeGuard<SriovNetworkNodeState>>) -> bool {
-    let standing = |state: Option<&DeserializeGuard<SriovNetworkNodeState>>| state.map(|state| Standing::of(state.0.as_ref().ok()));
-    standing(change.old) != standing(change.new)
+    let parts = |state: Option<&DeserializeGuard<SriovNetworkNodeState>>| {
+        let state = state?.0.as_ref().ok();
+        Some((Standing::of(state), state.map(|state| state.spec.interfaces.clone())))
+    };
+    parts(change.old) != parts(change.new)
 }
 
 /// Nodes of the pool, or what it says of them, changed; its status did not.

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sriov_crds::VfRange;
 use sriov_crds::node_policy::VFIO_PCI;
 use sriov_crds::node_state::{Interface, InterfaceStatus};
-use sriov_crds::resolve::{Policy, is_selected, order, selects, spec};
+use sriov_crds::resolve::{Policy, is_selected, order, overridden, selects, spec};
 
 use crate::admission::review::some_of;
 
@@ -39,6 +39,8 @@ struct Seen {
     cannot: BTreeMap<String, BTreeSet<String>>,
     stronger: BTreeMap<String, BTreeSet<String>>,
     weaker: BTreeMap<String, BTreeSet<String>>,
+    /// What a stronger policy decides for a PF on which a weaker one keeps VFs, as a sentence about the weaker one.
+    overridden: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// The warnings for `policy` as it is to become. `stored` are all policies as they are, an earlier form of it among them; `nodes` are all
@@ -86,6 +88,7 @@ fn look(policy: &Policy, stored: &[Policy], node: &Node, seen: &mut Seen) {
         let (old, Some(new)) = (find(&before.interfaces, pf), find(&after.interfaces, pf)) else { continue };
         let place = format!("{}: {}", node.name, title(pf));
         shadows(policy, &others, pf, (old.as_ref(), &new), &place, seen);
+        overrides(policy, &others, &new, &place, seen);
         limits(policy, node, pf, &new, &place, seen);
         if disturbs(pf, old.as_ref(), &new) {
             seen.drained.insert(node.name.clone());
@@ -111,6 +114,17 @@ fn shadows(policy: &Policy, others: &[Policy], pf: &InterfaceStatus, (old, new):
     for other in others.iter().filter(|other| is_selected(other, pf) && !has_group(new, &other.name)) {
         if old.is_some_and(|old| has_group(old, &other.name)) {
             seen.weaker.entry(other.name.clone()).or_default().insert(place.to_owned());
+        }
+    }
+}
+
+/// Of this policy and of those that it shares the PF with.
+fn overrides(policy: &Policy, others: &[Policy], new: &Interface, place: &str, seen: &mut Seen) {
+    for one in others.iter().chain([policy]).filter(|one| has_group(new, &one.name)) {
+        let whose = if one.name == policy.name { "this policy".to_owned() } else { format!("policy {}", one.name) };
+        for (field, asked, got) in overridden(&one.spec, new) {
+            let what = format!("{field} will be {got} and not {asked}, which {whose} asks for, because a stronger policy shares the PF: ");
+            seen.overridden.entry(what).or_default().insert(place.to_owned());
         }
     }
 }
@@ -175,6 +189,9 @@ impl Seen {
         }
         for (other, places) in &self.weaker {
             say(places, &format!("shadows weaker policy {other} on "), "");
+        }
+        for (what, places) in &self.overridden {
+            say(places, what, "");
         }
         say(&self.without_pf, "selects no PF on ", "");
         say(&self.without_report, "not known yet what it does on ", ": no PF was reported there");
