@@ -16,6 +16,7 @@ mod rules;
 mod secret;
 mod server;
 mod settings;
+mod tls;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use clap::Args;
 pub(crate) use certificates::ROTATE_AT;
 pub(crate) use configurations::{INJECTOR_CONFIGURATION, OPERATOR_CONFIGURATION};
 pub use publish::run;
+pub use tls::InvalidTls;
 
 use crate::context::Context;
 
@@ -46,12 +48,31 @@ pub struct Settings {
         default_value = "operator-webhook-cert"
     )]
     pub secret: String,
+    /// Whether cert-manager makes the Secret and writes the trusted certificates into the webhook configurations; the operator then writes neither.
+    #[arg(
+        id = "webhook_cert_manager",
+        long = "webhook-cert-manager",
+        env = "ADMISSION_CONTROLLERS_CERTIFICATES_CERT_MANAGER_ENABLED",
+        default_value = "false",
+        value_parser = |text: &str| Ok::<_, String>(text.eq_ignore_ascii_case("true"))
+    )]
+    pub cert_manager: bool,
     /// Seconds from making a certificate to its expiry; each is in use for the middle third.
     #[arg(id = "webhook_lifetime", long = "webhook-certificate-seconds", env = "WEBHOOK_CERTIFICATE_SECONDS", default_value_t = 90 * 24 * 3600)]
     pub lifetime_seconds: u64,
+    /// What TLS it speaks.
+    #[command(flatten)]
+    pub tls: tls::Tls,
     /// Takes NIC models that are not in ConfigMap supported-nic-ids.
     #[arg(id = "dev_mode", long = "dev-mode", env = "DEV_MODE", default_value = "FALSE", value_parser = |text: &str| Ok::<_, String>(text == "TRUE"))]
     pub dev_mode: bool,
+}
+
+impl Settings {
+    /// Fails for settings with which the server could not be as asked.
+    pub fn check(&self) -> Result<(), InvalidTls> {
+        self.tls.choose().map(drop)
+    }
 }
 
 /// Serves until `stop` is done; needs no lease.
@@ -62,6 +83,7 @@ pub async fn serve(context: Arc<Context>, stop: impl Future<Output = ()>) {
         namespace: context.settings.namespace.clone(),
         service: settings.service.clone(),
         lifetime: Duration::from_secs(settings.lifetime_seconds.max(9)),
+        made_elsewhere: settings.cert_manager,
     };
     let shown = Arc::new(secret::Shown::default());
     let client = context.client.clone();
@@ -79,7 +101,9 @@ impl Settings {
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
             service: "operator-webhook-service".to_owned(),
             secret: "operator-webhook-cert".to_owned(),
+            cert_manager: false,
             lifetime_seconds: 90 * 24 * 3600,
+            tls: tls::Tls::default(),
             dev_mode: false,
         }
     }

@@ -113,6 +113,7 @@ fn log_filter(level: Option<i64>) -> EnvFilter {
 }
 
 async fn start(run: Run, log: reload::Handle<EnvFilter, Registry>) -> Result<()> {
+    run.admission.check()?;
     let (health_at, metrics_at) = (probes::address(&run.health_probe_bind_address)?, probes::address(&run.metrics_bind_address)?);
     let mut config = Config::infer().await.context("failed to find a cluster: neither in a pod nor with a kubeconfig")?;
     // The client would keep asking by itself for as long as the API server says 429, and a budget that holds a pod says just that: nobody would

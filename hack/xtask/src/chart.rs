@@ -31,8 +31,9 @@ const HEADER: &str = "\
 
 /// Everything that is off by default, but the dashboard, which would be here a second time.
 const OPTIONS: &str = "operator.metricsExporter.prometheusOperator.enabled=true,operator.metricsExporter.prometheusOperator.deployRules=true,\
-                       operator.externalDrainer.enabled=true,operator.admissionControllers.enabled=true,sriovOperatorConfig.deploy=true,\
-                       nodeFeatureRule.enabled=true";
+                       operator.externalDrainer.enabled=true,operator.admissionControllers.certificates.certManager.enabled=true,\
+                       operator.admissionControllers.certificates.certManager.generateSelfSigned=true,sriovOperatorConfig.deploy=true,\
+                       operator.tls.minVersion=VersionTLS13,nodeFeatureRule.enabled=true";
 
 /// Values that the schema must refuse, as proof that it is in force: a name that does not exist, a wrong type, a wrong form.
 const REFUSED: [&str; 4] = ["operator.cniBinPaht=/x", "operator.replicas=two", "operator.cniBinPath=opt/cni/bin", "supportedExtraNICs={x: 8086 1}"];

@@ -92,6 +92,8 @@ pub(super) struct Subject {
     pub service: String,
     /// From making to expiry; each is in use for the middle third.
     pub lifetime: Duration,
+    /// Whether somebody else makes the Secret: it is only read, also before it is there.
+    pub made_elsewhere: bool,
 }
 
 impl Subject {
@@ -111,6 +113,9 @@ impl Subject {
 
     /// What is to be done with the Secret that is there.
     pub(super) fn decide(&self, there: Option<&Secret>, now: Timestamp) -> Result<Decision, Error> {
+        if self.made_elsewhere {
+            return Ok(Decision::Keep(None));
+        }
         let Some(there) = there else { return self.fresh(None, now) };
         let Some(rotate_at) = there.annotations().get(ROTATE_AT) else { return Ok(Decision::Keep(None)) };
         let Ok(rotate_at) = rotate_at.parse::<Timestamp>() else { return self.fresh(Some(there), now) };
@@ -192,7 +197,13 @@ mod tests {
     use super::*;
 
     fn subject() -> Subject {
-        Subject { secret: "cert".into(), namespace: "ops".into(), service: "hook".into(), lifetime: Duration::from_hours(90 * 24) }
+        Subject {
+            secret: "cert".into(),
+            namespace: "ops".into(),
+            service: "hook".into(),
+            lifetime: Duration::from_hours(90 * 24),
+            made_elsewhere: false,
+        }
     }
 
     fn at(day: i64) -> Timestamp {
@@ -242,6 +253,15 @@ mod tests {
         assert_eq!(subject().decide(Some(&theirs), at(400)).unwrap(), Decision::Keep(None));
         assert!(certified_key(&theirs).is_ok() && bundle(&theirs).is_some());
         assert!(matches!(certified_key(&Secret::default()), Err(Error::Missing { key: "tls.crt" })));
+    }
+
+    /// cert-manager puts its certificates into a Secret that is there already and leaves its annotations, ours among them.
+    #[test]
+    fn a_secret_that_somebody_else_is_to_make_is_neither_made_nor_renewed() {
+        let ours = written(subject().decide(None, at(0)).unwrap());
+        let theirs = Subject { made_elsewhere: true, ..subject() };
+        assert_eq!(theirs.decide(None, at(0)).unwrap(), Decision::Keep(None));
+        assert_eq!(theirs.decide(Some(&ours), at(400)).unwrap(), Decision::Keep(None));
     }
 
     #[test]

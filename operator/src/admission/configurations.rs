@@ -31,6 +31,8 @@ const FAIL_OPEN: &str = "Ignore";
 const FAIL_CLOSED: &str = "Fail";
 /// Seconds that the API server waits; the answer takes milliseconds.
 const TIMEOUT: i32 = 10;
+/// By which cert-manager knows that it is to write the authority, and whose.
+const INJECT_CA_FROM: &str = "cert-manager.io/inject-ca-from";
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
 /// Whom the API server calls.
@@ -40,8 +42,23 @@ pub(super) struct Target {
     pub service: String,
     /// Its namespace, the operator's.
     pub namespace: String,
-    /// Certificates that it is trusted by, PEM.
-    pub bundle: Vec<u8>,
+    /// What it is trusted by.
+    pub trust: Trust,
+}
+
+/// How API servers know the admission server.
+#[derive(Clone, Debug)]
+pub(super) enum Trust {
+    /// By these certificates, PEM.
+    Bundle(Vec<u8>),
+    /// By what cert-manager writes into the configurations: it takes the authority of this Certificate, `namespace/name`.
+    InjectedFrom(String),
+}
+
+impl Default for Trust {
+    fn default() -> Self {
+        Self::Bundle(Vec::new())
+    }
 }
 
 /// What is switched on.
@@ -60,7 +77,11 @@ pub(super) struct Wanted {
 impl Target {
     fn client_config(&self, path: &str) -> WebhookClientConfig {
         WebhookClientConfig {
-            ca_bundle: Some(ByteString(self.bundle.clone())),
+            // Left out it is another's field: our applies leave cert-manager's alone.
+            ca_bundle: match &self.trust {
+                Trust::Bundle(bundle) => Some(ByteString(bundle.clone())),
+                Trust::InjectedFrom(_) => None,
+            },
             service: Some(ServiceReference {
                 name: self.service.clone(),
                 namespace: self.namespace.clone(),
@@ -109,15 +130,19 @@ fn rule(group: &str, resources: &[&str], operations: &[&str]) -> RuleWithOperati
     }
 }
 
-fn named(name: &str) -> ObjectMeta {
-    ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() }
+fn named(name: &str, target: &Target) -> ObjectMeta {
+    let annotations = match &target.trust {
+        Trust::Bundle(_) => None,
+        Trust::InjectedFrom(certificate) => Some([(INJECT_CA_FROM.to_owned(), certificate.clone())].into()),
+    };
+    ObjectMeta { name: Some(name.to_owned()), annotations, ..ObjectMeta::default() }
 }
 
 /// Fills in and corrects policies.
 pub(super) fn mutating(target: &Target) -> MutatingWebhookConfiguration {
     let rules = vec![rule(keys::GROUP, &["sriovnetworknodepolicies"], &["CREATE", "UPDATE"])];
     let webhook = target.mutating("operator-webhook.sriovnetwork.openshift.io", MUTATE_POLICIES, rules);
-    MutatingWebhookConfiguration { metadata: named(OPERATOR_CONFIGURATION), webhooks: Some(vec![webhook]) }
+    MutatingWebhookConfiguration { metadata: named(OPERATOR_CONFIGURATION, target), webhooks: Some(vec![webhook]) }
 }
 
 /// Judges our kinds, and the NADs of namespaces that rules select.
@@ -130,7 +155,7 @@ pub(super) fn validating(target: &Target, rules: &[(String, LabelSelector)]) -> 
         let webhook = target.validating(format!("{name}.rules.sriovnetwork.openshift.io"), VALIDATE_NADS, vec![nads]);
         webhooks.push(ValidatingWebhook { failure_policy: Some(FAIL_CLOSED.to_owned()), namespace_selector: Some(selector.clone()), ..webhook });
     }
-    ValidatingWebhookConfiguration { metadata: named(OPERATOR_CONFIGURATION), webhooks: Some(webhooks) }
+    ValidatingWebhookConfiguration { metadata: named(OPERATOR_CONFIGURATION, target), webhooks: Some(webhooks) }
 }
 
 /// Gives pods that name networks what they need. `fail_closed` refuses such pods while nobody answers.
@@ -151,7 +176,7 @@ pub(super) fn injector(target: &Target, fail_closed: bool) -> MutatingWebhookCon
         reinvocation_policy: Some("IfNeeded".to_owned()),
         ..webhook
     };
-    MutatingWebhookConfiguration { metadata: named(INJECTOR_CONFIGURATION), webhooks: Some(vec![webhook]) }
+    MutatingWebhookConfiguration { metadata: named(INJECTOR_CONFIGURATION, target), webhooks: Some(vec![webhook]) }
 }
 
 #[cfg(test)]
@@ -159,7 +184,19 @@ mod tests {
     use super::*;
 
     fn target() -> Target {
-        Target { service: "s".into(), namespace: "ops".into(), bundle: b"pem".to_vec() }
+        Target { service: "s".into(), namespace: "ops".into(), trust: Trust::Bundle(b"pem".to_vec()) }
+    }
+
+    #[test]
+    fn with_cert_manager_there_is_its_annotation_and_no_bundle_of_ours() {
+        let target = Target { trust: Trust::InjectedFrom("ops/cert".into()), ..target() };
+        let (mutating, injector, validating) = (mutating(&target), injector(&target, false), validating(&target, &[]));
+        for metadata in [&mutating.metadata, &injector.metadata, &validating.metadata] {
+            assert_eq!(metadata.annotations.as_ref().unwrap()["cert-manager.io/inject-ca-from"], "ops/cert");
+        }
+        let clients = [mutating.webhooks.unwrap(), injector.webhooks.unwrap()].concat().into_iter().map(|w| w.client_config);
+        assert!(clients.chain(validating.webhooks.unwrap().into_iter().map(|w| w.client_config)).all(|client| client.ca_bundle.is_none()));
+        assert!(super::mutating(&self::target()).metadata.annotations.is_none());
     }
 
     /// B22 of the field sets policies to Ignore when it ends; here there is nothing to set.

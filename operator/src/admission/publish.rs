@@ -20,9 +20,9 @@ use sriov_crds::conditions::{self, Outcome, namespace_rule as reason};
 use sriov_crds::{SriovNamespaceRule, SriovOperatorConfig, keys};
 
 use super::certificates;
-use super::configurations::{self, INJECTOR_CONFIGURATION, OPERATOR_CONFIGURATION, Target, Wanted};
+use super::configurations::{self, INJECTOR_CONFIGURATION, OPERATOR_CONFIGURATION, Target, Trust, Wanted};
 use crate::cache::{Cache, Change, Key};
-use crate::context::Context;
+use crate::context::{Context, Settings};
 use crate::operator_config::gates;
 use crate::queue::{self, Next, Queue};
 use crate::resources::{self, RequestFailed};
@@ -109,13 +109,12 @@ async fn reconcile(context: &Context, caches: &Caches) -> Result<Next, RequestFa
         return Ok(Next::Wait);
     }
     let wanted = wanted(config.as_deref().and_then(|config| config.0.as_ref().ok()), caches);
-    let secret = caches.secrets.get(&Key::new(&settings.namespace, &settings.admission.secret));
-    let bundle = secret.as_deref().and_then(certificates::bundle);
-    if bundle.is_none() && (wanted.webhook || wanted.injector) {
+    let trust = trust(settings, caches);
+    if trust.is_none() && (wanted.webhook || wanted.injector) {
         tracing::info!("webhook configurations wait for the certificates");
         return Ok(Next::Wait);
     }
-    let target = Target { service: settings.admission.service.clone(), namespace: settings.namespace.clone(), bundle: bundle.unwrap_or_default() };
+    let target = Target { service: settings.admission.service.clone(), namespace: settings.namespace.clone(), trust: trust.unwrap_or_default() };
     let mutating = wanted.webhook.then(|| configurations::mutating(&target));
     let validating = wanted.webhook.then(|| configurations::validating(&target, &wanted.rules));
     let injector = wanted.injector.then(|| configurations::injector(&target, wanted.pods_fail_closed));
@@ -128,6 +127,17 @@ async fn reconcile(context: &Context, caches: &Caches) -> Result<Next, RequestFa
         }
     }
     Ok(Next::Wait)
+}
+
+/// `None` while there is no certificate that could be trusted.
+fn trust(settings: &Settings, caches: &Caches) -> Option<Trust> {
+    let Settings { namespace, admission, .. } = settings;
+    if admission.cert_manager {
+        // The chart's Certificate has the name of its Secret, as the Go operator's.
+        return Some(Trust::InjectedFrom(format!("{namespace}/{}", admission.secret)));
+    }
+    let secret = caches.secrets.get(&Key::new(namespace, &admission.secret));
+    secret.as_deref().and_then(certificates::bundle).map(Trust::Bundle)
 }
 
 fn wanted(config: Option<&SriovOperatorConfig>, caches: &Caches) -> Wanted {

@@ -28,6 +28,7 @@ use super::configurations::{INJECT, MUTATE_POLICIES, VALIDATE, VALIDATE_NADS};
 use super::judge::{self, Unjudged};
 use super::review::{Answer, Request};
 use super::secret::Shown;
+use super::tls::Tls;
 use crate::context::Context;
 
 /// Object and old object, each 3 MiB at most for the API server, and what JSON adds.
@@ -47,7 +48,7 @@ const AGAIN: Duration = Duration::from_secs(5);
 
 /// Serves until `stop` is done, then lets running requests end.
 pub(super) async fn run(context: Arc<Context>, address: SocketAddr, shown: Arc<Shown>, stop: impl Future<Output = ()>) {
-    let Some(config) = tls(Arc::clone(&shown)) else { return };
+    let Some(config) = tls(&context.settings.admission.tls, Arc::clone(&shown)) else { return };
     let acceptor = TlsAcceptor::from(Arc::new(config));
     let router = router(context, shown);
     let graceful = GracefulShutdown::new();
@@ -86,9 +87,15 @@ pub(super) async fn run(context: Arc<Context>, address: SocketAddr, shown: Arc<S
 }
 
 /// Only HTTP/1.1: the multiplexing of HTTP/2 would let one client open any number of requests on a connection.
-fn tls(shown: Arc<Shown>) -> Option<ServerConfig> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    match ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions() {
+fn tls(settings: &Tls, shown: Arc<Shown>) -> Option<ServerConfig> {
+    let (provider, versions) = match settings.choose() {
+        Ok(chosen) => chosen,
+        Err(error) => {
+            tracing::error!(%error, "admission server not started");
+            return None;
+        }
+    };
+    match ServerConfig::builder_with_provider(provider).with_protocol_versions(&versions) {
         Ok(builder) => {
             let mut config = builder.with_no_client_auth().with_cert_resolver(shown);
             config.alpn_protocols = vec![b"http/1.1".to_vec()];
