@@ -15,7 +15,7 @@ use sriov_crds::{
     SriovOperatorConfig, keys,
 };
 
-use super::pods::{Attached, NetworkName};
+use super::pods::{Attached, NetworkName, SWITCHES_FILE, Switches};
 use super::policy::Models;
 use super::policy::forecast::Node;
 use crate::context::Context;
@@ -23,6 +23,8 @@ use crate::node_policy::validate;
 
 /// Objects a page.
 const PAGE: u32 = 500;
+/// ConfigMap by which users of the field's network-resources-injector switch parts of it.
+const CONTROL_SWITCHES: &str = "nri-control-switches";
 /// On a NAD: label of the nodes that have the network (network-resources-injector).
 const NAD_NODE_SELECTOR: &str = "k8s.v1.cni.cncf.io/nodeSelector";
 
@@ -137,6 +139,12 @@ pub(super) async fn take(context: &Context) -> kube::Result<Census> {
 pub(super) async fn models(context: &Context) -> kube::Result<Option<Models>> {
     let list = namespaced::<ConfigMap>(context).get_opt(keys::SUPPORTED_NIC_IDS).await?;
     Ok(list.map(|list| Models::of(&list.data.unwrap_or_default())))
+}
+
+/// What the ConfigMap of the field's injector says; the defaults when there is none.
+pub(super) async fn switches(context: &Context) -> kube::Result<Switches> {
+    let there = namespaced::<ConfigMap>(context).get_opt(CONTROL_SWITCHES).await?;
+    Ok(there.and_then(|map| map.data?.remove(SWITCHES_FILE)).map_or_else(Switches::default, |text| Switches::read(&text)))
 }
 
 /// The first node, by name, whose state says that it is being configured.

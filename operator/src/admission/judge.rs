@@ -200,6 +200,7 @@ pub(super) async fn pod(context: &Context, request: &Request) -> Result<Answer, 
     let claims = request.object.pointer("/spec/resourceClaims").and_then(serde_json::Value::as_array);
     // Only then it matters which resources are ours.
     let ours = if claims.is_some_and(|claims| !claims.is_empty()) { census::resources(context).await? } else { std::collections::BTreeSet::new() };
-    let pods::Injection { patch, warnings } = pods::inject(&request.object, &attached, &ours);
+    let switches = census::switches(context).await?;
+    let pods::Injection { patch, warnings } = pods::inject(&request.object, &attached, &ours, &switches);
     Ok(Answer { warnings, patch, ..Answer::allow() })
 }

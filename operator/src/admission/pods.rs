@@ -10,8 +10,10 @@ use serde_json::{Map, Value, json};
 
 mod downward;
 mod selection;
+mod switches;
 
 pub(super) use selection::{NetworkName, networks};
+pub(super) use switches::{FILE as SWITCHES_FILE, Switches};
 
 /// What a named network's NAD says.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -32,8 +34,8 @@ pub(super) struct Injection {
 }
 
 /// One entry of `attached` for each network that the pod names; `ours` are the resources of our policies.
-pub(super) fn inject(pod: &Value, attached: &[Attached], ours: &BTreeSet<String>) -> Injection {
-    let mut injection = Injection::default();
+pub(super) fn inject(pod: &Value, attached: &[Attached], ours: &BTreeSet<String>, switches: &Switches) -> Injection {
+    let mut injection = Injection { patch: vec![], warnings: switches.remarks.clone() };
     let has_claims = pod.pointer("/spec/resourceClaims").and_then(Value::as_array).is_some_and(|claims| !claims.is_empty());
     let mut needed: BTreeMap<&str, u64> = BTreeMap::new();
     for resource in attached.iter().filter_map(|a| a.resource.as_deref()) {
@@ -47,7 +49,8 @@ pub(super) fn inject(pod: &Value, attached: &[Attached], ours: &BTreeSet<String>
     }
     if !needed.is_empty() {
         injection.patch.extend(requests(pod, &needed));
-        injection.patch.extend(downward::volume(pod));
+        injection.patch.extend(downward::volume(pod, switches.huge_pages));
+        injection.patch.extend(switches.annotations(pod));
     }
     injection.patch.extend(node_selector(pod, attached, &mut injection.warnings));
     injection
@@ -131,7 +134,7 @@ mod tests {
     /// What each container asks for after the patch: requests and limits, which must be the same.
     fn asked(mut pod: Value, attached: &[Attached]) -> Vec<Value> {
         for round in 0..2 {
-            let patch = inject(&pod, attached, &BTreeSet::new()).patch;
+            let patch = inject(&pod, attached, &BTreeSet::new(), &Switches::default()).patch;
             assert!(round == 0 || patch.is_empty(), "a second round adds {patch:?}");
             for operation in patch {
                 apply(&mut pod, &operation);
@@ -182,27 +185,30 @@ mod tests {
     #[test]
     fn claims_are_left_alone() {
         let mut claiming = pod(&[container(&json!({ "claims": [{ "name": "gpu" }] }))]);
-        assert_eq!(inject(&claiming, &networks_of(&[NICS]), &BTreeSet::new()).patch[0]["value"]["claims"], json!([{ "name": "gpu" }]));
+        assert_eq!(
+            inject(&claiming, &networks_of(&[NICS]), &BTreeSet::new(), &Switches::default()).patch[0]["value"]["claims"],
+            json!([{ "name": "gpu" }])
+        );
         claiming["spec"]["resourceClaims"] = json!([{ "name": "gpu" }]);
-        let foreign = inject(&claiming, &networks_of(&["example.com/dra"]), &BTreeSet::from([NICS.to_owned()]));
+        let foreign = inject(&claiming, &networks_of(&["example.com/dra"]), &BTreeSet::from([NICS.to_owned()]), &Switches::default());
         assert!(foreign.patch.is_empty() && foreign.warnings[0].contains("example.com/dra"), "{foreign:?}");
-        let ours = inject(&claiming, &networks_of(&[NICS]), &BTreeSet::from([NICS.to_owned()]));
+        let ours = inject(&claiming, &networks_of(&[NICS]), &BTreeSet::from([NICS.to_owned()]), &Switches::default());
         assert_eq!(ours.patch[0]["value"]["limits"], json!({ NICS: "1" }));
     }
 
     #[test]
     fn networks_without_a_resource_cost_nothing() {
-        assert_eq!(inject(&pod(&[json!({})]), &[Attached::default()], &BTreeSet::new()), Injection::default());
+        assert_eq!(inject(&pod(&[json!({})]), &[Attached::default()], &BTreeSet::new(), &Switches::default()), Injection::default());
     }
 
     #[test]
     fn a_network_that_is_on_some_nodes_brings_the_pod_there() {
         let on = |label: &str| vec![Attached { resource: None, node_selector: Some(label.to_owned()) }];
-        let patch = inject(&pod(&[json!({})]), &on("rack=7"), &BTreeSet::new()).patch;
+        let patch = inject(&pod(&[json!({})]), &on("rack=7"), &BTreeSet::new(), &Switches::default()).patch;
         assert_eq!(patch, [json!({ "op": "add", "path": "/spec/nodeSelector", "value": { "rack": "7" } })]);
         let mut elsewhere = pod(&[json!({})]);
         elsewhere["spec"]["nodeSelector"] = json!({ "rack": "8" });
-        let told = inject(&elsewhere, &on("rack=7"), &BTreeSet::new());
+        let told = inject(&elsewhere, &on("rack=7"), &BTreeSet::new(), &Switches::default());
         assert!(told.patch.is_empty() && told.warnings[0].contains("rack=7"));
     }
 
@@ -214,7 +220,7 @@ mod tests {
             json!({ "spec": { "containers": 7, "nodeSelector": [] } }),
             pod(&[json!({ "resources": [] })]),
         ] {
-            inject(&odd, &networks_of(&[NICS]), &BTreeSet::new());
+            inject(&odd, &networks_of(&[NICS]), &BTreeSet::new(), &Switches::default());
         }
         let nonsense = pod(&[container(&json!({ "limits": { NICS: "-3x" }, "requests": { NICS: "-3x" } }))]);
         assert!(requests(&nonsense, &BTreeMap::from([(NICS, 1)])).is_empty(), "the API server refuses it in its own words");

@@ -8,15 +8,15 @@ const FOLDER: &str = "/etc/podnetinfo";
 /// Kubernetes' page sizes and how the files name them.
 const PAGES: [(&str, &str); 2] = [("1Gi", "1G"), ("2Mi", "2M")];
 
-/// The volume and a mount of it in each container; nothing when the pod has a volume of that name.
-pub(super) fn volume(pod: &Value) -> Vec<Value> {
+/// The volume and a mount of it in each container; nothing when the pod has a volume of that name. `with_huge_pages` says whether those are in it.
+pub(super) fn volume(pod: &Value, with_huge_pages: bool) -> Vec<Value> {
     let list = |at: &str| pod.pointer(at).and_then(Value::as_array);
     let Some(containers) = list("/spec/containers") else { return vec![] };
     let volumes = list("/spec/volumes");
     if volumes.is_some_and(|volumes| volumes.iter().any(|volume| volume["name"] == VOLUME)) {
         return vec![];
     }
-    let pages: Vec<_> = containers.iter().map(huge_pages).collect();
+    let pages: Vec<_> = containers.iter().map(|container| if with_huge_pages { huge_pages(container) } else { vec![] }).collect();
     let mut items = vec![json!({ "path": "annotations", "fieldRef": { "fieldPath": "metadata.annotations" } })];
     if pod.pointer("/metadata/labels").and_then(Value::as_object).is_some_and(|labels| !labels.is_empty()) {
         items.insert(0, json!({ "path": "labels", "fieldRef": { "fieldPath": "metadata.labels" } }));
@@ -69,11 +69,11 @@ mod tests {
     use super::*;
 
     fn patched(mut pod: Value) -> Value {
-        let patch = volume(&pod);
+        let patch = volume(&pod, true);
         for operation in &patch {
             apply(&mut pod, operation);
         }
-        assert!(volume(&pod).is_empty(), "a second round adds nothing");
+        assert!(volume(&pod, true).is_empty(), "a second round adds nothing");
         pod
     }
 
@@ -105,5 +105,13 @@ mod tests {
         assert_eq!(paths, ["annotations", "hugepages_1G_request_dpdk", "hugepages_1G_limit_dpdk", "hugepages_2M_limit_dpdk"]);
         assert_eq!(items[1]["resourceFieldRef"]["resource"], "requests.hugepages-1Gi");
         assert_eq!(pod["spec"]["containers"][0]["env"][0]["value"], "dpdk");
+    }
+
+    #[test]
+    fn switched_off_huge_pages_are_not_told() {
+        let pod = json!({ "spec": { "containers": [{ "name": "dpdk", "resources": { "limits": { "hugepages-1Gi": "2Gi" } } }] } });
+        let patch = volume(&pod, false);
+        assert_eq!(patch[0]["value"][0]["downwardAPI"]["items"].as_array().unwrap().len(), 1);
+        assert!(patch.iter().all(|operation| !operation["path"].as_str().unwrap().ends_with("/env")), "{patch:?}");
     }
 }
