@@ -210,6 +210,21 @@ mod tests {
         crate::golden::check("operator_config", |input: Input| run(&input));
     }
 
+    /// B27 of the field: a label of the node, set before there were VFs, started the device plugin. Ours knows no label, and has nothing to offer before
+    /// the daemon has written the file, which a reboot takes away and which it cannot write itself.
+    #[test]
+    fn no_label_starts_the_device_plugin_before_there_are_vfs() {
+        let [_, plugin] = run(&Input { config: None, image_pull_secrets: vec![] });
+        let pod = plugin.spec.template.spec.unwrap();
+        assert!(pod.node_selector.unwrap().keys().all(|label| !label.contains("device-plugin")));
+        let command = pod.containers[0].command.clone().unwrap();
+        let file = command.iter().skip_while(|part| *part != "--config-file").nth(1).unwrap();
+        let mount = pod.containers[0].volume_mounts.iter().flatten().find(|m| file.starts_with(&m.mount_path)).unwrap();
+        assert_eq!(mount.read_only, Some(true));
+        let folder = pod.volumes.iter().flatten().find(|v| v.name == mount.name).unwrap().host_path.clone().unwrap().path;
+        assert!(folder.starts_with("/run/"), "{folder} outlives a reboot, VFs do not");
+    }
+
     #[test]
     fn every_mount_has_a_volume_and_every_volume_a_mount() {
         let mode = Some(config_daemon::SYSTEMD.into());
