@@ -28,9 +28,11 @@ use tempfile::TempDir;
 
 use crate::lab::artifacts::{Artifacts, product};
 
+pub mod admission;
 pub mod cluster;
 pub mod faults;
 pub mod process;
+pub mod requests;
 
 use process::Server;
 pub use process::{Operator, RunningDaemon};

@@ -1,152 +1,26 @@
-//! I/O: tier 1: the operator's admission server as a real API server calls it: by its Service name, over TLS, trusted by the bundle that the
-//! operator wrote. Only the last hop is bent: the Service is an ExternalName of a loopback address, because no kube-proxy runs here.
-//!
-//! Certificates live for seconds in these tests, so everything below happens while they are moved on.
+//! I/O: tier 1: what the operator's admission server says of writes, as a real API server asks it. Certificates, whoever makes them:
+//! `apiserver_certificates`. Here they live for seconds, so that everything happens while they are moved on.
 
-use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
-use kube::{Client, Resource, ResourceExt};
-use serde_json::{Value, json};
-use sriov_crds::{
-    NetworkAttachmentDefinition, SriovNamespaceRule, SriovNetworkNodePolicy, SriovNetworkNodeState, SriovNetworkPoolConfig, SriovOperatorConfig, keys,
-};
-use sriov_tests::apiserver::{ApiServer, Operator, User, eventually};
+use serde_json::json;
+use sriov_crds::{NetworkAttachmentDefinition, SriovNamespaceRule, SriovNetworkNodeState, SriovNetworkPoolConfig, SriovOperatorConfig, keys};
+use sriov_tests::apiserver::admission::{Admission, nad, network, pod, policy};
+use sriov_tests::apiserver::cluster::{NAMESPACE, SOON};
+use sriov_tests::apiserver::{Operator, eventually};
 
-const NAMESPACE: &str = "sriov-network-operator";
-const SERVICE: &str = "operator-webhook-service";
-const SECRET: &str = "operator-webhook-cert";
 const CONFIGURATION: &str = "sriov-operator-webhook-config";
-const SOON: Duration = Duration::from_secs(30);
 /// Certificates are moved on every third of this.
-const LIFETIME: &str = "9";
-
-struct Cluster {
-    server: ApiServer,
-    admin: Client,
-    /// Loopback addresses of the first and the second operator.
-    addresses: [String; 2],
-}
-
-impl Cluster {
-    async fn start() -> Result<Self> {
-        let server = ApiServer::start().await?;
-        // Warnings of the installation are `apiserver_operator`'s.
-        server.install_crds().await?;
-        server.install_deploy().await?;
-        let admin = server.client(User::Admin).await?;
-        let id = std::process::id();
-        let address = |net: u32| format!("127.{net}.{}.{}", id / 250 % 250 + 1, id % 250 + 1);
-        Ok(Self { server, admin, addresses: [address(77), address(78)] })
-    }
-
-    async fn operator(&self, number: usize) -> Result<Operator> {
-        let address = format!("{}:443", self.addresses[number]);
-        let environment = [("WEBHOOK_ADDRESS", address.as_str()), ("WEBHOOK_CERTIFICATE_SECONDS", LIFETIME)];
-        let operator = self.server.operator(&format!("operator-{number}"), &environment)?;
-        eventually(SOON, "the operator listens", async || {
-            ensure!(operator.log().contains("admission server listens"), "{}", operator.log());
-            Ok(())
-        })
-        .await?;
-        Ok(operator)
-    }
-
-    /// Lets the Service lead to the first operator.
-    async fn route(&self) -> Result<()> {
-        let services: Api<Service> = self.ours();
-        services.delete(SERVICE, &DeleteParams::default()).await?;
-        let service = json!({
-            "metadata": { "name": SERVICE }, "spec": { "type": "ExternalName", "externalName": self.addresses[0] },
-        });
-        services.create(&PostParams::default(), &serde_json::from_value(service)?).await?;
-        Ok(())
-    }
-
-    fn ours<K>(&self) -> Api<K>
-    where
-        K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
-    {
-        Api::namespaced(self.admin.clone(), NAMESPACE)
-    }
-
-    async fn configure(&self, spec: Value) -> Result<()> {
-        let configs: Api<SriovOperatorConfig> = self.ours();
-        configs.patch("default", &PatchParams::default(), &Patch::Merge(json!({ "spec": spec }))).await?;
-        Ok(())
-    }
-
-    /// Writes an object (or only pretends to); answers what was stored and the warnings, or why it was refused.
-    async fn create<K: Resource>(&self, api: &Api<K>, object: Value, dry_run: bool) -> Result<Result<(Value, Vec<String>), String>> {
-        let request =
-            kube::core::Request::new(api.resource_url()).create(&PostParams { dry_run, ..PostParams::default() }, object.to_string().into_bytes())?;
-        let response = self.admin.send(request.map(kube::client::Body::from)).await?;
-        let warnings: Vec<_> = response.headers().get_all("warning").iter().filter_map(|value| value.to_str().ok().map(str::to_owned)).collect();
-        let success = response.status().is_success();
-        let body: Value = serde_json::from_slice(&response.into_body().collect_bytes().await?)?;
-        Ok(if success { Ok((body, warnings)) } else { Err(body["message"].as_str().unwrap_or_default().to_owned()) })
-    }
-
-    fn policies(&self) -> Api<SriovNetworkNodePolicy> {
-        self.ours()
-    }
-
-    async fn try_policy(&self, change: &Value) -> Result<Result<(Value, Vec<String>), String>> {
-        self.create(&self.policies(), policy("tried", change), true).await
-    }
-
-    async fn expect_refused<K: Resource>(&self, api: &Api<K>, object: Value, why: &str) -> Result<()> {
-        match self.create(api, object.clone(), true).await? {
-            Err(said) if said.contains(why) => Ok(()),
-            other => bail!("{object}: expected a refusal with {why:?}: {other:?}"),
-        }
-    }
-
-    /// Waits until writes are judged, which an answer without our warning would not be.
-    async fn judged(&self) -> Result<Duration> {
-        eventually(SOON, "policies are judged", async || {
-            let (_, warnings) = self.try_policy(&json!({ "nodeSelector": { "none": "such" } })).await?.map_err(anyhow::Error::msg)?;
-            ensure!(!warnings.is_empty(), "no warning");
-            Ok(())
-        })
-        .await
-    }
-}
-
-fn policy(name: &str, change: &Value) -> Value {
-    let mut spec = json!({ "resourceName": "nics", "nodeSelector": {}, "nicSelector": { "pfNames": ["eth0"] }, "numVfs": 4 });
-    if let (Some(spec), Some(change)) = (spec.as_object_mut(), change.as_object()) {
-        spec.extend(change.clone());
-    }
-    json!({ "apiVersion": "sriovnetwork.openshift.io/v1", "kind": "SriovNetworkNodePolicy", "metadata": { "name": name }, "spec": spec })
-}
-
-fn network(name: &str, spec: &Value) -> Value {
-    json!({ "apiVersion": "sriovnetwork.openshift.io/v1", "kind": "SriovNetwork", "metadata": { "name": name }, "spec": spec })
-}
-
-fn nad(name: &str, config: &str) -> Value {
-    json!({ "apiVersion": "k8s.cni.cncf.io/v1", "kind": "NetworkAttachmentDefinition", "metadata": { "name": name }, "spec": { "config": config } })
-}
-
-fn pod(name: &str, networks: Option<&str>) -> Value {
-    let annotations = networks.map(|networks| json!({ keys::POD_NETWORKS: networks }));
-    json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "annotations": annotations },
-        "spec": { "containers": [{ "name": "c", "image": "i" }, { "name": "d", "image": "i" }] },
-    })
-}
+const SHORT: [(&str, &str); 1] = [("WEBHOOK_CERTIFICATE_SECONDS", "9")];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn writes_are_judged_by_an_operator_that_a_real_api_server_trusts() -> Result<()> {
-    let cluster = Cluster::start().await?;
-    cluster.route().await?;
-    let first = cluster.operator(0).await?;
+    let cluster = Admission::start().await?;
+    let first = cluster.operator(0, &SHORT).await?;
     cluster.configure(json!({ "enableOperatorWebhook": true, "enableInjector": true })).await?;
     let took = first.explain(cluster.judged().await)?;
     eprintln!("switched on -> judged: {} ms", took.as_millis());
@@ -156,21 +30,20 @@ async fn writes_are_judged_by_an_operator_that_a_real_api_server_trusts() -> Res
     first.explain(namespaces_are_held_to_their_rules(&cluster).await)?;
     first.explain(nonsense_ends_nothing(&cluster).await)?;
     first.explain(an_edited_configuration_is_put_right(&cluster).await)?;
-    first.explain(no_write_goes_unjudged_while_certificates_move_on(&cluster).await)?;
-    let second = cluster.operator(1).await?;
+    let second = cluster.operator(1, &SHORT).await?;
     second.explain(a_replica_that_does_not_lead_answers_too(&cluster, &second).await)?;
     second.check_rights()?;
     second.stop().await?;
     first.check_rights()?;
     first.stop().await?;
     a_dead_webhook_does_not_block_the_cluster(&cluster).await?;
-    let again = certificates_of_someone_else_are_used_and_left_alone(&cluster).await?;
+    let again = cluster.operator(0, &SHORT).await?;
     again.explain(what_is_switched_off_is_removed(&cluster).await)?;
     again.check_rights()?;
     again.stop().await
 }
 
-async fn policies_are_judged(cluster: &Cluster) -> Result<()> {
+async fn policies_are_judged(cluster: &Admission) -> Result<()> {
     let (_, warnings) = cluster.try_policy(&json!({})).await?.map_err(anyhow::Error::msg)?;
     ensure!(warnings.iter().any(|w| w.contains("no managed node matches nodeSelector now")), "GitOps-safe: {warnings:?}");
     let labels = json!({ keys::OS_LABEL: "linux", keys::CAPABLE_LABEL: "true" });
@@ -210,7 +83,7 @@ async fn policies_are_judged(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-async fn other_kinds_are_judged(cluster: &Cluster) -> Result<()> {
+async fn other_kinds_are_judged(cluster: &Admission) -> Result<()> {
     let networks: Api<sriov_crds::SriovNetwork> = cluster.ours();
     for (spec, why) in [
         (json!({ "resourceName": "a", "ipam": "{'type'}" }), "ipam is not JSON"),
@@ -247,7 +120,7 @@ async fn other_kinds_are_judged(cluster: &Cluster) -> Result<()> {
     cluster.configure(json!({ "disableDrain": false })).await
 }
 
-async fn pods_get_what_their_networks_need(cluster: &Cluster) -> Result<()> {
+async fn pods_get_what_their_networks_need(cluster: &Admission) -> Result<()> {
     let networks: Api<sriov_crds::SriovNetwork> = Api::namespaced(cluster.admin.clone(), "default");
     cluster.create(&networks, network("blue", &json!({ "resourceName": "nics" })), false).await?.map_err(anyhow::Error::msg)?;
     let nads: Api<NetworkAttachmentDefinition> = Api::namespaced(cluster.admin.clone(), "default");
@@ -260,10 +133,26 @@ async fn pods_get_what_their_networks_need(cluster: &Cluster) -> Result<()> {
     cluster.expect_refused(&pods, pod("lost", Some("nowhere")), "network nowhere is not there").await?;
     let (plain, _) = cluster.create(&pods, pod("plain", None), true).await?.map_err(anyhow::Error::msg)?;
     ensure!(plain["spec"].get("volumes").is_none(), "{plain:#}");
+
+    // The ConfigMap by which users of the field's injector switch it.
+    let config = json!({ "features": { "enableHugePageDownApi": false }, "user-defined-injections": {
+        "feature.example/more": { "op": "add", "path": "/metadata/annotations", "value": { "more": "of it" } },
+    } });
+    let switches = json!({ "metadata": { "name": "nri-control-switches" }, "data": { "config.json": config.to_string() } });
+    cluster.ours::<ConfigMap>().create(&PostParams::default(), &serde_json::from_value(switches)?).await?;
+    let mut asking = pod("asking", Some("blue"));
+    asking["metadata"]["labels"] = json!({ "feature.example/more": "true" });
+    asking["spec"]["containers"][0]["resources"] = json!({ "limits": { "hugepages-1Gi": "1Gi", "memory": "1Gi" } });
+    let (asking, _) = cluster.create(&pods, asking, true).await?.map_err(anyhow::Error::msg)?;
+    ensure!(asking["metadata"]["annotations"]["more"] == "of it", "{asking:#}");
+    ensure!(asking["metadata"]["annotations"][keys::POD_NETWORKS] == "blue", "its own annotation went: {asking:#}");
+    let files = asking["spec"]["volumes"][0]["downwardAPI"]["items"].as_array().context("no files")?;
+    ensure!(files.len() == 2, "huge pages were switched off: {files:?}");
+    cluster.ours::<ConfigMap>().delete("nri-control-switches", &DeleteParams::default()).await?;
     Ok(())
 }
 
-async fn namespaces_are_held_to_their_rules(cluster: &Cluster) -> Result<()> {
+async fn namespaces_are_held_to_their_rules(cluster: &Admission) -> Result<()> {
     let namespaces: Api<Namespace> = Api::all(cluster.admin.clone());
     for (name, team) in [("tenant", "a"), ("free", "b")] {
         let namespace = json!({ "metadata": { "name": name, "labels": { "team": team } } });
@@ -321,7 +210,7 @@ fn post(address: &str, path: &str, body: &[u8]) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-async fn nonsense_ends_nothing(cluster: &Cluster) -> Result<()> {
+async fn nonsense_ends_nothing(cluster: &Admission) -> Result<()> {
     let post = |path: &str, body: &[u8]| post(&cluster.addresses[0], path, body);
     for path in ["/mutating-custom-resource", "/validating-custom-resource", "/validating-network-attachment-definition", "/mutate"] {
         for body in [&b""[..], b"{", b"[]", br#"{"apiVersion":"admission.k8s.io/v1beta1","request":{}}"#, "[".repeat(200_000).as_bytes()] {
@@ -345,7 +234,7 @@ async fn nonsense_ends_nothing(cluster: &Cluster) -> Result<()> {
     cluster.judged().await.map(drop)
 }
 
-async fn an_edited_configuration_is_put_right(cluster: &Cluster) -> Result<()> {
+async fn an_edited_configuration_is_put_right(cluster: &Admission) -> Result<()> {
     let configurations: Api<MutatingWebhookConfiguration> = Api::all(cluster.admin.clone());
     let rules = async |name: &str| -> Result<Option<String>> {
         let webhooks = configurations.get(name).await?.webhooks.context("no webhooks")?;
@@ -363,35 +252,7 @@ async fn an_edited_configuration_is_put_right(cluster: &Cluster) -> Result<()> {
     eventually(SOON, "it is there again", async || Ok(configurations.get(CONFIGURATION).await.map(drop)?)).await.map(drop)
 }
 
-async fn no_write_goes_unjudged_while_certificates_move_on(cluster: &Cluster) -> Result<()> {
-    let secrets: Api<Secret> = cluster.ours();
-    let end = Instant::now() + Duration::from_secs(11);
-    let watch = async {
-        let mut seen = BTreeSet::new();
-        while Instant::now() < end {
-            let data = secrets.get(SECRET).await?.data.context("no data")?;
-            seen.insert(data.get("tls.crt").context("no tls.crt")?.0.clone());
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-        anyhow::Ok(seen.len())
-    };
-    let write = async || {
-        let mut count = 0_u32;
-        while Instant::now() < end {
-            let (_, warnings) = cluster.try_policy(&json!({ "nodeSelector": { "none": "such" } })).await?.map_err(anyhow::Error::msg)?;
-            ensure!(warnings.iter().any(|w| w.contains("no managed node matches")), "a write was not judged (warnings: {warnings:?})");
-            count += 1;
-        }
-        anyhow::Ok(count)
-    };
-    let (certificates, a, b, c, d) = futures::try_join!(watch, write(), write(), write(), write())?;
-    let count = a + b + c + d;
-    ensure!(certificates >= 3 && count > 20, "{certificates} certificates, {count} writes");
-    eprintln!("{count} writes were judged over {certificates} certificates");
-    Ok(())
-}
-
-async fn a_replica_that_does_not_lead_answers_too(cluster: &Cluster, replica: &Operator) -> Result<()> {
+async fn a_replica_that_does_not_lead_answers_too(cluster: &Admission, replica: &Operator) -> Result<()> {
     let review = json!({ "apiVersion": "admission.k8s.io/v1", "request": {
         "uid": "u", "operation": "CREATE", "namespace": NAMESPACE, "name": "p", "kind": { "kind": "SriovNetworkNodePolicy" }, "object": policy("p", &json!({})),
     } });
@@ -406,7 +267,7 @@ async fn a_replica_that_does_not_lead_answers_too(cluster: &Cluster, replica: &O
 }
 
 /// B22 of the field: at its end the operator set failure policies to Ignore and took finalizers away.
-async fn a_dead_webhook_does_not_block_the_cluster(cluster: &Cluster) -> Result<()> {
+async fn a_dead_webhook_does_not_block_the_cluster(cluster: &Admission) -> Result<()> {
     let configurations: Api<ValidatingWebhookConfiguration> = Api::all(cluster.admin.clone());
     let webhooks = configurations.get(CONFIGURATION).await?.webhooks.context("no webhooks")?;
     let policies: Vec<_> = webhooks.iter().filter_map(|webhook| webhook.failure_policy.as_deref()).collect();
@@ -424,29 +285,7 @@ async fn a_dead_webhook_does_not_block_the_cluster(cluster: &Cluster) -> Result<
     cluster.expect_refused(&nads("tenant"), nad("x", r#"{"type":"sriov","vlan":7}"#), "tenants.rules.sriovnetwork.openshift.io").await
 }
 
-/// As cert-manager or a person makes it.
-async fn certificates_of_someone_else_are_used_and_left_alone(cluster: &Cluster) -> Result<Operator> {
-    let secrets: Api<Secret> = cluster.ours();
-    // Not the ones of the test before, which live for seconds.
-    secrets.delete(SECRET, &DeleteParams::default()).await?;
-    let address = format!("{}:443", cluster.addresses[0]);
-    let maker = cluster.server.operator("maker", &[("WEBHOOK_ADDRESS", address.as_str())])?;
-    eventually(SOON, "there are certificates", async || Ok(secrets.get(SECRET).await.map(drop)?)).await?;
-    maker.stop().await?;
-    let mut theirs = secrets.get(SECRET).await?;
-    theirs.metadata.annotations = None;
-    theirs.metadata.managed_fields = None;
-    let data = theirs.data.as_mut().context("no data")?;
-    data.retain(|key, _| ["tls.crt", "tls.key", "ca.crt"].contains(&key.as_str()));
-    let theirs = secrets.replace(SECRET, &PostParams::default(), &theirs).await?;
-    let operator = cluster.operator(0).await?;
-    operator.explain(cluster.judged().await)?;
-    let now = secrets.get(SECRET).await?;
-    ensure!(now.resource_version() == theirs.resource_version(), "someone else's Secret was written");
-    Ok(operator)
-}
-
-async fn what_is_switched_off_is_removed(cluster: &Cluster) -> Result<()> {
+async fn what_is_switched_off_is_removed(cluster: &Admission) -> Result<()> {
     cluster.configure(json!({ "enableOperatorWebhook": false, "enableInjector": false })).await?;
     let mutating: Api<MutatingWebhookConfiguration> = Api::all(cluster.admin.clone());
     let validating: Api<ValidatingWebhookConfiguration> = Api::all(cluster.admin.clone());

@@ -51,7 +51,7 @@ fn machine() -> Result<FakeSysfs> {
 impl Bench {
     async fn new() -> Result<Self> {
         let server = ApiServer::start().await?;
-        // That these two warn of nothing is looked at by apiserver_operator.
+        // That these two warn of nothing is looked at by the tests of the operator.
         server.install_crds().await?;
         server.install_deploy().await?;
         let warnings = server.install_node_rule().await?;

@@ -61,6 +61,7 @@ async fn what_users_of_the_field_have_is_accepted_and_what_it_refused_is_refused
     }
     a_status_of_the_go_daemon_is_kept_whole(&client).await?;
     defaults_are_filled_in(&client).await?;
+    each_value_that_the_go_schema_allows_is_accepted(&client).await?;
     what_one_object_decides_is_refused(&client).await?;
     a_stored_object_that_breaks_a_rule_can_still_be_written(&client).await?;
     people_see_the_columns(&client).await
@@ -82,6 +83,132 @@ async fn defaults_are_filled_in(client: &Client) -> Result<()> {
     ensure!(policy.data["spec"]["priority"] == 99 && policy.data["spec"]["deviceType"] == "netdevice", "{:#}", policy.data);
     let network = api(client, "SriovNetwork").get("everything").await?;
     ensure!(network.data["spec"]["logLevel"] == "" && network.data["spec"]["minTxRate"] == 0, "{:#}", network.data);
+    Ok(())
+}
+
+/// Every field of the Go operator's kinds with each value that its schema tells apart: the ends of ranges, all words, each part of nested objects.
+fn allowed_values() -> Vec<(&'static str, Value, Vec<Value>)> {
+    let words = |field: &str, words: &[&str]| words.iter().map(|word| json!({ field: word })).collect::<Vec<_>>();
+    let numbers = |field: &str, numbers: &[i64]| numbers.iter().map(|number| json!({ field: number })).collect::<Vec<_>>();
+    let both = |field: &str| vec![json!({ field: true }), json!({ field: false })];
+    let policies = [
+        words("resourceName", &["a", "A_b-9"]),
+        vec![json!({ "resourceName": "r".repeat(63) }), json!({ "nodeSelector": { "a": "b", "c": "" } }), json!({ "nodeSelector": {} })],
+        numbers("numVfs", &[0, 1, 128, 256]),
+        numbers("priority", &[0, 1, 98, 99]),
+        numbers("mtu", &[1, 1500, 9216]),
+        words("deviceType", &["netdevice", "vfio-pci"]),
+        words("linkType", &["eth", "ETH", "ib", "IB"]),
+        words("eSwitchMode", &["legacy", "switchdev"]),
+        ["virtio", "vhost"].map(|kind| json!({ "vdpaType": kind, "eSwitchMode": "switchdev" })).to_vec(),
+        [both("isRdma"), both("needVhostNet"), both("excludeTopology"), both("externallyManaged")].concat(),
+        [
+            json!({ "vendor": "8086" }),
+            json!({ "deviceID": "158b" }),
+            json!({ "rootDevices": ["0000:86:00.0", "0000:86:00.1"] }),
+            json!({ "pfNames": ["eth0", "ens1f0#0-3", "ens1f1#3-3"] }),
+            json!({ "vendor": "15b3", "deviceID": "101d", "rootDevices": ["0000:01:00.0"], "pfNames": ["a"] }),
+            json!({ "netFilter": "openstack/NetworkID:ada9ec67-2c97-467c-b674-c47200e2f5da" }),
+            json!({ "netFilter": "aws/NetworkID:0123456789abcdef0" }),
+        ]
+        .map(|selector| json!({ "nicSelector": selector }))
+        .to_vec(),
+        ["secure", "standalone"]
+            .map(|mode| {
+                let map = json!({ "a": "b" });
+                let bridge = json!({ "datapathType": "netdev", "externalIDs": map, "otherConfig": map, "failMode": mode });
+                let interface = json!({ "type": "dpdk", "options": map, "externalIDs": map, "otherConfig": map, "mtuRequest": 9000 });
+                json!({ "eSwitchMode": "switchdev", "bridge": { "ovs": { "bridge": bridge, "uplink": { "interface": interface } } } })
+            })
+            .to_vec(),
+    ]
+    .concat();
+    let any_network = [
+        words("networkNamespace", &["", "default"]),
+        words("capabilities", &["", "{ \"ips\": true }"]),
+        words("metaPlugins", &["", "{ \"type\": \"tuning\" }"]),
+        words("ipam", &["", "{ \"type\": \"host-local\" }"]),
+    ]
+    .concat();
+    let link_states = words("linkState", &["auto", "enable", "disable"]);
+    let networks = [
+        numbers("vlan", &[0, 1, 4094]),
+        numbers("vlanQoS", &[0, 7]),
+        words("vlanProto", &["802.1q", "802.1Q", "802.1ad", "802.1AD"]),
+        words("spoofChk", &["on", "off"]),
+        words("trust", &["on", "off"]),
+        numbers("minTxRate", &[0, 100]),
+        numbers("maxTxRate", &[0, 100]),
+        words("logLevel", &["panic", "error", "warning", "info", "debug", ""]),
+        words("logFile", &["", "/var/log/cni.log"]),
+        link_states.clone(),
+        any_network.clone(),
+    ]
+    .concat();
+    let trunk = json!([{ "minID": 0, "maxID": 4095 }, { "id": 0 }, { "id": 4095 }]);
+    let ovs = [
+        words("bridge", &["", "br0"]),
+        numbers("vlan", &[0, 4095]),
+        numbers("mtu", &[0, 9000]),
+        words("interfaceType", &["", "dpdk"]),
+        vec![json!({ "trunk": trunk })],
+        any_network.clone(),
+    ]
+    .concat();
+    let configs = [
+        both("enableInjector"),
+        both("enableOperatorWebhook"),
+        both("disableDrain"),
+        both("enableOvsOffload"),
+        both("useCDI"),
+        numbers("logLevel", &[0, 1, 2]),
+        words("configurationMode", &["daemon", "systemd"]),
+        vec![
+            json!({}),
+            json!({ "configDaemonNodeSelector": { "a": "b" } }),
+            json!({ "disablePlugins": [] }),
+            json!({ "disablePlugins": ["mellanox"] }),
+        ],
+        vec![json!({ "featureGates": { "metricsExporter": true, "noSuchGate": false } }), json!({ "configDaemonEnvVars": { "A": "b" } })],
+    ]
+    .concat();
+    let selector = json!({ "matchLabels": { "a": "b" }, "matchExpressions": [{ "key": "c", "operator": "NotIn", "values": ["d"] }] });
+    let pools = [
+        numbers("maxUnavailable", &[0, 1, 1000]),
+        words("maxUnavailable", &["1%", "50%", "100%"]),
+        words("rdmaMode", &["shared", "exclusive"]),
+        vec![
+            json!({}),
+            json!({ "nodeSelector": {} }),
+            json!({ "nodeSelector": selector }),
+            json!({ "ovsHardwareOffloadConfig": { "name": "worker" } }),
+        ],
+    ]
+    .concat();
+    let resource = json!({ "resourceName": "nics" });
+    vec![
+        ("SriovNetworkNodePolicy", policy(&json!({})), policies),
+        ("SriovNetwork", resource.clone(), networks),
+        ("SriovIBNetwork", resource.clone(), [link_states, any_network].concat()),
+        ("OVSNetwork", resource, ovs),
+        ("SriovOperatorConfig", json!({}), configs),
+        ("SriovNetworkPoolConfig", json!({}), pools),
+    ]
+}
+
+async fn each_value_that_the_go_schema_allows_is_accepted(client: &Client) -> Result<()> {
+    let params = PatchParams { dry_run: true, ..PatchParams::apply("user").force().validation_strict() };
+    for (kind, least, changes) in allowed_values() {
+        for change in changes {
+            let mut spec = least.clone();
+            spec.as_object_mut().context("an object")?.extend(change.as_object().context("an object")?.clone());
+            let object = json!({ "apiVersion": "sriovnetwork.openshift.io/v1", "kind": kind, "metadata": { "name": "allowed" }, "spec": spec });
+            let stored = api(client, kind).patch("allowed", &params, &Patch::Apply(&object)).await.with_context(|| format!("{kind} {change}"))?;
+            for (field, value) in change.as_object().context("an object")? {
+                ensure!(stored.data["spec"].get(field) == Some(value), "{kind} {change} was stored as {:#}", stored.data["spec"]);
+            }
+        }
+    }
     Ok(())
 }
 

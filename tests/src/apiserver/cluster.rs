@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::core::v1::Node;
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use k8s_openapi::api::core::v1::{Namespace, Node};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -39,8 +40,9 @@ pub struct Cluster {
 impl Cluster {
     /// Installs our kinds and `deploy/`, of which nothing runs.
     pub async fn install(server: &ApiServer) -> Result<Self> {
-        server.install_crds().await?;
-        server.install_deploy().await?;
+        let mut warnings = server.install_crds().await?;
+        warnings.extend(server.install_deploy().await?);
+        ensure!(warnings.is_empty(), "the API server warns: {warnings:#?}");
         let admin = server.client(User::Admin).await?;
         Ok(Self {
             nodes: Api::all(admin.clone()),
@@ -60,6 +62,13 @@ impl Cluster {
         Ok(())
     }
 
+    /// Makes a namespace.
+    pub async fn namespace(&self, name: &str) -> Result<()> {
+        let metadata = ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() };
+        Api::<Namespace>::all(self.admin.clone()).create(&PostParams::default(), &Namespace { metadata, ..Namespace::default() }).await?;
+        Ok(())
+    }
+
     /// Waits until the node has a state.
     pub async fn expect_state(&self, node: &str) -> Result<()> {
         eventually(SOON, &format!("{node} has a state"), async || Ok(self.states.get(node).await.map(drop)?)).await.map(drop)
@@ -68,7 +77,11 @@ impl Cluster {
     /// A daemon says that its node has the PFs `eth0` and `eth1`, and is as asked.
     pub async fn report(&self, node: &str) -> Result<()> {
         let pf = |address: &str, name: &str| json!({ "pciAddress": address, "name": name, "vendor": "8086", "deviceID": "10c9", "totalvfs": 7 });
-        let status = json!({ "interfaces": [pf("0000:01:00.0", "eth0"), pf("0000:02:00.0", "eth1")], "syncStatus": "Succeeded" });
+        self.status(node, json!({ "interfaces": [pf("0000:01:00.0", "eth0"), pf("0000:02:00.0", "eth1")], "syncStatus": "Succeeded" })).await
+    }
+
+    /// What a daemon says, with its rights.
+    pub async fn status(&self, node: &str, status: Value) -> Result<()> {
         let object =
             json!({ "apiVersion": "sriovnetwork.openshift.io/v1", "kind": "SriovNetworkNodeState", "metadata": { "name": node }, "status": status });
         self.daemon.patch_status(node, &PatchParams::apply("daemon").force(), &Patch::Apply(object)).await?;
@@ -149,5 +162,12 @@ where
     K: Clone + DeserializeOwned + std::fmt::Debug,
 {
     api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+    Ok(())
+}
+
+/// Fails unless the condition `Ready` is this.
+pub fn expect_ready(conditions: &[Condition], status: &str, reason: &str) -> Result<()> {
+    let ready = conditions.iter().find(|c| c.type_ == "Ready").context("no Ready condition")?;
+    ensure!(ready.status == status && ready.reason == reason, "Ready is {} {}: {}", ready.status, ready.reason, ready.message);
     Ok(())
 }

@@ -14,12 +14,13 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::{Namespace, Node};
-use kube::api::{Api, ListParams, ObjectMeta, Patch, PatchParams, PostParams, Request};
+use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 use sriov_crds::{SriovNetworkNodePolicy, SriovNetworkNodeState, SriovNetworkNodeStateSpec, SriovNetworkPoolConfig, keys};
+use sriov_tests::apiserver::requests::Requests;
 use sriov_tests::apiserver::{ApiServer, Operator, User};
 use tokio::sync::watch;
 
@@ -133,14 +134,11 @@ impl States {
     }
 }
 
-/// Requests to node states that the API server counted: writes of the objects themselves, and reads.
+/// What the API server counted so far.
 #[derive(Clone, Copy, Debug, Default)]
-struct Requests {
-    writes: f64,
-    reads: f64,
-    /// Nodes, pods and evictions, anything but watches.
-    others: f64,
-    /// Seconds of a processor that the API server had used when this was read.
+struct Counted {
+    requests: Requests,
+    /// Seconds of a processor that it had used.
     processor: f64,
 }
 
@@ -238,7 +236,7 @@ impl Run {
         operator.explain(result)
     }
 
-    async fn phases(&self, operator: &Operator, states: &States, before: Requests, begin: Instant, drain: usize) -> Result<()> {
+    async fn phases(&self, operator: &Operator, states: &States, before: Counted, begin: Instant, drain: usize) -> Result<()> {
         let all = self.nodes;
         states.until("all node states", all, |_| true).await?;
         let before = self.line("start -> all node states", begin.elapsed(), self.created, all, before).await?;
@@ -278,12 +276,8 @@ impl Run {
         let before = self.requests().await?;
         tokio::time::sleep(Duration::from_secs(10)).await;
         let after = self.requests().await?;
-        println!(
-            "idle for 10 s: {} writes, {} reads of node states, {} other requests (goal 0)",
-            after.writes - before.writes,
-            after.reads - before.reads,
-            after.others - before.others
-        );
+        let idle = after.requests.since(&before.requests);
+        println!("idle for 10 s: {} requests for node states, nodes and pods (goal 0: {})", idle.total(), verdict(idle.total() == 0.0));
         if drain > 0 {
             self.drain(states, drain.min(all)).await?;
         }
@@ -357,25 +351,29 @@ impl Run {
         }
         let took = begin.elapsed();
         let after = self.requests().await?;
+        let cost = after.requests.since(&before.requests);
         let of = |count: f64| count / to_f64(nodes);
         println!(
             "drain of {nodes} nodes: {:.1} s, at most {most} away (allowed {allowed}: {}), a node: {:.1} writes of its state (2 of them the daemon's), \
-             {:.1} requests for its Node and pods",
+             {:.1} of its status, {:.1} reads of it, {:.1} requests for its Node and pods",
             took.as_secs_f64(),
             verdict(most <= allowed),
-            of(after.writes - before.writes),
-            of(after.others - before.others)
+            of(cost.writes),
+            of(cost.statuses),
+            of(cost.reads),
+            of(cost.others)
         );
         Ok(())
     }
 
-    async fn line(&self, what: &str, took: Duration, floor: Cost, count: usize, before: Requests) -> Result<Requests> {
+    async fn line(&self, what: &str, took: Duration, floor: Cost, count: usize, before: Counted) -> Result<Counted> {
         let server = self.server.processor_seconds()? - before.processor;
         // What comes late counts too.
         tokio::time::sleep(Duration::from_secs(2)).await;
         let after = self.requests().await?;
         let ratio = took.as_secs_f64() / floor.took.as_secs_f64();
-        let (writes, reads) = ((after.writes - before.writes) / to_f64(count), (after.reads - before.reads) / to_f64(count));
+        let cost = after.requests.since(&before.requests);
+        let (writes, reads) = (cost.writes / to_f64(count), cost.reads / to_f64(count));
         println!(
             "{what}: {:.2} s, {ratio:.2}x the floor of {:.2} s (goal {RATIO}: {}); {writes:.2} writes (goal {WRITES}: {}) and {reads:.2} reads a node (goal 0: {}); \
              the API server worked {server:.1} s (floor: {:.1} s)",
@@ -386,30 +384,11 @@ impl Run {
             verdict(reads < 0.01),
             floor.server,
         );
-        Ok(Requests { processor: self.server.processor_seconds()?, ..after })
+        Ok(Counted { processor: self.server.processor_seconds()?, ..after })
     }
 
-    /// The API server's own count. Statuses are the daemons' here, watches and lists are none of a node.
-    async fn requests(&self) -> Result<Requests> {
-        let text = self.admin.request_text(Request::new("/metrics").list(&ListParams::default())?).await?;
-        let mut requests = Requests { processor: self.server.processor_seconds()?, ..Requests::default() };
-        for line in text.lines().filter(|line| line.starts_with("apiserver_request_total{")) {
-            let (labels, value) = line.rsplit_once(' ').context("a metric without value")?;
-            let has = |label: &str, value: &str| labels.contains(&format!("{label}=\"{value}\""));
-            let value: f64 = value.parse()?;
-            let state = has("resource", "sriovnetworknodestates") && has("subresource", "");
-            if has("verb", "WATCH") || has("verb", "LIST") {
-                continue;
-            }
-            if state && has("verb", "GET") {
-                requests.reads += value;
-            } else if state {
-                requests.writes += value;
-            } else if has("resource", "nodes") || has("resource", "pods") {
-                requests.others += value;
-            }
-        }
-        Ok(requests)
+    async fn requests(&self) -> Result<Counted> {
+        Ok(Counted { requests: Requests::of(&self.admin).await?, processor: self.server.processor_seconds()? })
     }
 }
 
