@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 
 use crate::lab_build;
 use crate::workspace::{Workspace, stdout_of};
@@ -82,12 +83,37 @@ pub(crate) fn lint(workspace: &Workspace) -> Result<()> {
     for value in REFUSED {
         ensure!(helm.render(&["--set", value]).is_err(), "the chart accepts --set {value:?}, which its schema is to refuse");
     }
+    let read = |name: &str| fs::read_to_string(workspace.path(CHART).join(name)).with_context(|| format!("read the chart's {name}"));
+    let schema = serde_json::from_str(&read("values.schema.json")?).context("read the JSON of values.schema.json")?;
+    let values = serde_saphyr::from_str(&read("values.yaml")?).context("read the YAML of values.yaml")?;
+    let objections = undocumented(&schema, &values, "");
+    ensure!(objections.is_empty(), "{}", objections.join("\n"));
     let chart = fs::read_to_string(workspace.path(CHART).join("Chart.yaml")).context("read the chart's Chart.yaml")?;
     for key in ["version", "appVersion"] {
         let line = format!("{key}: {}", env!("CARGO_PKG_VERSION"));
         ensure!(chart.lines().any(|found| found == line), "Chart.yaml has no line `{line}`, the workspace's version");
     }
     Ok(())
+}
+
+/// Pure: the values that the schema names without a word about them, or that values.yaml does not have. (Those that only values.yaml has are refused by Helm.)
+fn undocumented(schema: &Value, values: &Value, path: &str) -> Vec<String> {
+    let properties = schema["properties"].as_object().into_iter().flatten();
+    let objections = |(name, value): (&String, &Value)| {
+        let path = format!("{path}.{name}");
+        if path == ".global" {
+            return vec![];
+        }
+        let mut found = undocumented(value, &values[name.as_str()], &path);
+        if value.get("properties").is_none() && value["description"].as_str().is_none_or(str::is_empty) {
+            found.push(format!("values.schema.json does not say what {path} is"));
+        }
+        if values.get(name).is_none() {
+            found.push(format!("values.yaml has no {path}, which values.schema.json allows"));
+        }
+        found
+    };
+    properties.flat_map(objections).collect()
 }
 
 fn preset_file(preset: &str) -> String {
@@ -150,7 +176,25 @@ fn join(objects: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn a_value_without_a_word_and_one_without_a_default_are_found() {
+        let schema = json!({"properties": {
+            "said": {"description": "x"},
+            "silent": {"type": "string"},
+            "below": {"properties": {"silent": {}, "nowhere": {"description": "x"}}},
+        }});
+        let values = json!({"said": 1, "silent": "", "below": {"silent": null}});
+        let expected = [
+            "values.yaml has no .below.nowhere, which values.schema.json allows",
+            "values.schema.json does not say what .below.silent is",
+            "values.schema.json does not say what .silent is",
+        ];
+        assert_eq!(undocumented(&schema, &values, ""), expected);
+    }
 
     #[test]
     fn documents_lose_their_source_and_keep_their_remarks() {

@@ -1,0 +1,105 @@
+//! I/O (reads committed files), tier 1: what the documentation names exists: files behind links, presets, programs, benchmarks, tests, verbs. That commands work
+//! is shown by running them (`cluster_docs`); here is held that no page with commands is forgotten there.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use sriov_tests::lab::artifacts::workspace;
+
+fn text(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn files(folder: &str, ending: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(workspace().join(folder)).unwrap_or_else(|error| panic!("{folder}: {error}"));
+    let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).filter(|path| path.to_string_lossy().ends_with(ending)).collect();
+    files.sort();
+    files
+}
+
+/// Every text that a person reads first.
+fn pages() -> Vec<PathBuf> {
+    let crates = ["config-daemon", "device-plugin", "operator", "sriov-cni", "tests"].map(|name| workspace().join(name).join("README.md"));
+    let root = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"].map(|name| workspace().join(name));
+    root.into_iter().chain(crates).chain(files("docs", ".md")).collect()
+}
+
+/// What comes right after each `before`, as long as `part` holds.
+fn after<'a>(text: &'a str, before: &str, part: impl Fn(char) -> bool + Copy) -> Vec<&'a str> {
+    text.split(before).skip(1).map(|rest| &rest[..rest.find(|c| !part(c)).unwrap_or(rest.len())]).filter(|word| !word.is_empty()).collect()
+}
+
+fn word(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '-' || c == '_'
+}
+
+#[test]
+fn every_link_leads_to_a_file_of_the_repository() {
+    let mut seen = 0;
+    let mut broken = vec![];
+    for page in pages() {
+        let text = text(&page);
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let file = target.split('#').next().unwrap_or_default();
+            if target.contains("://") || file.is_empty() {
+                continue;
+            }
+            seen += 1;
+            if !page.parent().unwrap().join(file).exists() {
+                broken.push(format!("{}: {target}", page.display()));
+            }
+        }
+    }
+    assert!(seen > 30, "only {seen} links were found");
+    assert!(broken.is_empty(), "broken links:\n{}", broken.join("\n"));
+}
+
+#[test]
+fn every_name_in_a_command_of_the_documentation_exists() {
+    let verbs = ["status", "node", "plan", "pods", "doctor", "history", "watch", "completion"];
+    let tests: BTreeSet<String> = ["tests/tests", "sriov-cni/tests", "device-plugin/tests", "kubectl-sriov/tests"]
+        .iter()
+        .filter(|folder| workspace().join(folder).is_dir())
+        .flat_map(|folder| files(folder, ".rs"))
+        .map(|path| path.file_stem().unwrap().to_string_lossy().into_owned())
+        .collect();
+    let mut seen = 0;
+    let mut unknown = vec![];
+    for page in pages() {
+        let text = text(&page);
+        let mut check = |what: &str, names: Vec<&str>, exists: &dyn Fn(&str) -> bool| {
+            seen += names.len();
+            unknown.extend(names.into_iter().filter(|name| !exists(name)).map(|name| format!("{}: {what} {name}", page.display())));
+        };
+        let root = |name: &str| workspace().join(name).exists();
+        check("hack/bench", after(&text, "hack/bench ", |c| word(c) && !c.is_ascii_uppercase()), &|name| {
+            root(&format!("tests/src/bin/bench_{}.rs", name.replace('-', "_")))
+        });
+        check("cargo test --test", after(&text, "cargo test --test ", word), &|name| tests.contains(name));
+        check("cargo build --package", after(&text, "cargo build --package ", word), &|name| root(&format!("{name}/Cargo.toml")));
+        check("deploy/", after(&text, "deploy/", |c| word(c) || c == '/' || c == '.'), &|name| {
+            name == "values-" || root(&format!("deploy/{}", name.trim_end_matches('.')))
+        });
+        check("hack/", after(&text, "./hack/", word), &|name| root(&format!("hack/{name}")));
+        check("kubectl sriov", after(&text, "kubectl sriov ", |c| c.is_ascii_lowercase()), &|name| verbs.contains(&name));
+    }
+    assert!(seen > 60, "only {seen} names were found");
+    assert!(unknown.is_empty(), "nothing is called:\n{}", unknown.join("\n"));
+}
+
+#[test]
+fn every_page_with_commands_is_run_and_listed() {
+    let tests = text(&workspace().join("tests/tests/cluster_docs.rs"));
+    let list = text(&workspace().join("docs/README.md"));
+    let mut run = 0;
+    for page in files("docs", ".md") {
+        let name = page.file_name().unwrap().to_string_lossy().into_owned();
+        assert!(name == "README.md" || list.contains(&format!("]({name})")), "docs/README.md does not list {name}");
+        if text(&page).contains("\n```sh\n") {
+            run += 1;
+            assert!(tests.contains(&format!("\"{name}\"")), "no test of cluster_docs runs the commands of docs/{name}");
+        }
+    }
+    assert!(run >= 11, "only {run} pages have commands");
+}
