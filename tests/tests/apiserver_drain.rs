@@ -27,7 +27,7 @@ static ALONE: Mutex<()> = Mutex::const_new(());
 
 /// The shared verbs, and those of drains and of pods in the namespace `web`.
 struct Cluster {
-    cluster: cluster::Cluster,
+    shared: cluster::Cluster,
     pods: Api<Pod>,
     budgets: Api<PodDisruptionBudget>,
 }
@@ -36,16 +36,16 @@ impl Deref for Cluster {
     type Target = cluster::Cluster;
 
     fn deref(&self) -> &cluster::Cluster {
-        &self.cluster
+        &self.shared
     }
 }
 
 impl Cluster {
     async fn start(server: &ApiServer) -> Result<Self> {
-        let cluster = cluster::Cluster::install(server).await?;
-        cluster.namespace("web").await?;
-        let (pods, budgets) = (Api::namespaced(cluster.admin.clone(), "web"), Api::namespaced(cluster.admin.clone(), "web"));
-        Ok(Self { cluster, pods, budgets })
+        let shared = cluster::Cluster::install(server).await?;
+        shared.namespace("web").await?;
+        let (pods, budgets) = (Api::namespaced(shared.admin.clone(), "web"), Api::namespaced(shared.admin.clone(), "web"));
+        Ok(Self { shared, pods, budgets })
     }
 
     async fn create_nodes(&self, names: &[&str], rack: &str) -> Result<()> {

@@ -20,7 +20,7 @@ const SOON: Duration = Duration::from_secs(15);
 /// Time in which something that must not happen would have happened.
 const A_WHILE: Duration = Duration::from_millis(1500);
 /// For the drains of all nodes.
-const ALL_DRAINS: Duration = Duration::from_secs(60);
+const ALL_DRAINS: Duration = Duration::from_mins(1);
 /// Requests that the API server does not owe to the number of nodes.
 const SLACK: f64 = 1.0;
 

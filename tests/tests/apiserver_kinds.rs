@@ -86,12 +86,21 @@ async fn defaults_are_filled_in(client: &Client) -> Result<()> {
     Ok(())
 }
 
-/// Every field of the Go operator's kinds with each value that its schema tells apart: the ends of ranges, all words, each part of nested objects.
-fn allowed_values() -> Vec<(&'static str, Value, Vec<Value>)> {
-    let words = |field: &str, words: &[&str]| words.iter().map(|word| json!({ field: word })).collect::<Vec<_>>();
-    let numbers = |field: &str, numbers: &[i64]| numbers.iter().map(|number| json!({ field: number })).collect::<Vec<_>>();
-    let both = |field: &str| vec![json!({ field: true }), json!({ field: false })];
-    let policies = [
+fn words(field: &str, words: &[&str]) -> Vec<Value> {
+    words.iter().map(|word| json!({ field: word })).collect()
+}
+
+fn numbers(field: &str, numbers: &[i64]) -> Vec<Value> {
+    numbers.iter().map(|number| json!({ field: number })).collect()
+}
+
+fn both(field: &str) -> Vec<Value> {
+    vec![json!({ field: true }), json!({ field: false })]
+}
+
+/// As [`allowed_values`], of policies.
+fn allowed_of_policies() -> Vec<Value> {
+    [
         words("resourceName", &["a", "A_b-9"]),
         vec![json!({ "resourceName": "r".repeat(63) }), json!({ "nodeSelector": { "a": "b", "c": "" } }), json!({ "nodeSelector": {} })],
         numbers("numVfs", &[0, 1, 128, 256]),
@@ -122,7 +131,11 @@ fn allowed_values() -> Vec<(&'static str, Value, Vec<Value>)> {
             })
             .to_vec(),
     ]
-    .concat();
+    .concat()
+}
+
+/// Every field of the Go operator's kinds with each value that its schema tells apart: the ends of ranges, all words, each part of nested objects.
+fn allowed_values() -> Vec<(&'static str, Value, Vec<Value>)> {
     let any_network = [
         words("networkNamespace", &["", "default"]),
         words("capabilities", &["", "{ \"ips\": true }"]),
@@ -187,7 +200,7 @@ fn allowed_values() -> Vec<(&'static str, Value, Vec<Value>)> {
     .concat();
     let resource = json!({ "resourceName": "nics" });
     vec![
-        ("SriovNetworkNodePolicy", policy(&json!({})), policies),
+        ("SriovNetworkNodePolicy", policy(&json!({})), allowed_of_policies()),
         ("SriovNetwork", resource.clone(), networks),
         ("SriovIBNetwork", resource.clone(), [link_states, any_network].concat()),
         ("OVSNetwork", resource, ovs),
