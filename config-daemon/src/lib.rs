@@ -17,6 +17,7 @@
 pub mod api;
 pub mod apply;
 pub mod boot;
+pub mod capable;
 pub mod desired;
 pub mod distribution;
 pub mod doctor;

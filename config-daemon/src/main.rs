@@ -12,6 +12,7 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sriov_config_daemon::apply::apply;
 use sriov_config_daemon::boot::{install_unit, restore};
+use sriov_config_daemon::capable;
 use sriov_config_daemon::desired::Desired;
 use sriov_config_daemon::distribution;
 use sriov_config_daemon::doctor::diagnose;
@@ -76,6 +77,15 @@ enum Command {
         /// The program.
         #[arg(long)]
         from: PathBuf,
+    },
+    /// Label this node as capable of SR-IOV once it has a network function that can have VFs, and rest; for clusters without node-feature-discovery.
+    LabelNode {
+        /// Folder below which the machine's /sys is found.
+        #[arg(long, default_value = "/")]
+        root: PathBuf,
+        /// Name of this node.
+        #[arg(long, env = "NODE_NAME")]
+        node_name: String,
     },
     /// Copy the CNI plugin to where the container runtime looks for it, unless it is there.
     InstallCni {
@@ -235,6 +245,7 @@ fn perform(command: Command) -> anyhow::Result<ExitCode> {
         Command::Doctor { machine } => doctor(&machine),
         // "Rendered, and nothing wanted" is the wish that gives every PF up.
         Command::Reset { machine } => converge(&machine.open(), &Desired { rendered: true, ..Desired::default() }),
+        Command::LabelNode { root, node_name } => label_node(&root, &node_name),
         Command::InstallUnit { machine, from } => {
             let changed = install_unit(&from, &machine.root)?;
             info!("the unit of systemd mode {}", if changed { "was put in place" } else { "is in place already" });
@@ -369,6 +380,22 @@ fn tell_distribution(args: &Run) {
             }
         }
     }
+}
+
+fn label_node(root: &Path, node: &str) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("failed to start the runtime")?;
+    let ended = runtime.block_on(async {
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let client = kube::Client::try_default().await.context("failed to find the cluster (in-cluster service account or KUBECONFIG)")?;
+        tokio::select! {
+            ended = capable::run(client, node, Host::at(root)) => ended.map_err(anyhow::Error::from),
+            _ = terminate.recv() => Ok(()),
+            _ = interrupt.recv() => Ok(()),
+        }
+    });
+    // A thread may still wait for devices.
+    runtime.shutdown_background();
+    ended.map(|()| ExitCode::SUCCESS)
 }
 
 impl Run {

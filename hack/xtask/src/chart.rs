@@ -34,10 +34,16 @@ const HEADER: &str = "\
 const OPTIONS: &str = "operator.metricsExporter.prometheusOperator.enabled=true,operator.metricsExporter.prometheusOperator.deployRules=true,\
                        operator.externalDrainer.enabled=true,operator.admissionControllers.certificates.certManager.enabled=true,\
                        operator.admissionControllers.certificates.certManager.generateSelfSigned=true,sriovOperatorConfig.deploy=true,\
-                       operator.tls.minVersion=VersionTLS13,nodeFeatureRule.enabled=true";
+                       operator.tls.minVersion=VersionTLS13,nodeFeatureRule.enabled=true,nodeDetector.enabled=true";
 
 /// Values that the schema must refuse, as proof that it is in force: a name that does not exist, a wrong type, a wrong form.
-const REFUSED: [&str; 4] = ["operator.cniBinPaht=/x", "operator.replicas=two", "operator.cniBinPath=opt/cni/bin", "supportedExtraNICs={x: 8086 1}"];
+const REFUSED: [&str; 5] = [
+    "operator.cniBinPaht=/x",
+    "operator.replicas=two",
+    "operator.cniBinPath=opt/cni/bin",
+    "supportedExtraNICs={x: 8086 1}",
+    "nodeDetector.enabled=yes",
+];
 
 /// Writes the generated files, or with `check` fails when one is not what Helm renders.
 pub(crate) fn generate(workspace: &Workspace, check: bool) -> Result<()> {
