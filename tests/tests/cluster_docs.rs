@@ -1,11 +1,13 @@
 //! I/O, tier 3: the documentation as a new user follows it: each page's commands, from the page itself, on a cluster that has Multus and nothing of ours.
 //!
-//! The tests run in the order of docs/README.md on one lab with one node; real Helm installs, upgrades, uninstalls and installs the chart again.
+//! The tests run in the order of docs/README.md on one lab with one node; real Helm installs, upgrades and uninstalls the chart.
+
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node as KubernetesNode, Pod};
 use serde_json::Value;
-use sriov_tests::cluster::objects::OPERATOR_NAMESPACE;
+use sriov_tests::cluster::objects::{CAPABLE_LABEL, OPERATOR_NAMESPACE};
 use sriov_tests::cluster::{Cluster, PATIENCE, VfSnapshot, same};
 use sriov_tests::lab::Lab;
 use sriov_tests::lab::artifacts::workspace;
@@ -27,6 +29,9 @@ sriov_tests::lab_tests! {
     what_does_not_work_is_named_with_its_cure,
     an_upgrade_brings_the_kinds_up_to_date_and_leaves_a_running_pod_its_vf,
     another_operator_is_replaced_under_a_running_pod,
+    the_page_of_each_distribution_installs_its_preset_where_that_one_looks,
+    the_detector_labels_the_node_and_may_do_nothing_else,
+    an_uninstall_leaves_only_what_the_user_made,
 }
 
 const NODE: &str = "node1";
@@ -94,11 +99,11 @@ fn every_preset_is_accepted_by_the_api_server(lab: &mut Lab) -> Result<()> {
     for preset in ["k3s", "rke2", "kubespray", "kubeadm"] {
         let script = format!(
             "helm template sriov-network-operator \"$SOURCE/deploy/chart\" --namespace {OPERATOR_NAMESPACE} --values \"$SOURCE/deploy/values-{preset}.yaml\" \
-             --set sriovOperatorConfig.deploy=true,grafanaDashboard.enabled=true --no-hooks --kube-version 1.36.0 2>/dev/null \
+             --set sriovOperatorConfig.deploy=true,nodeDetector.enabled=true,grafanaDashboard.enabled=true --no-hooks --kube-version 1.36.0 2>/dev/null \
              | kubectl apply --server-side --dry-run=server --force-conflicts --validate=strict -f -"
         );
         let said = lab.script(&script, &NAMES).with_context(|| format!("preset {preset}"))?;
-        for object in ["deployment.apps/sriov-network-operator", "configmap/sriov-dashboard"] {
+        for object in ["deployment.apps/sriov-network-operator", "daemonset.apps/sriov-node-detector", "configmap/sriov-dashboard"] {
             ensure!(said.contains(object), "preset {preset} has no {object}:\n{said}");
         }
     }
@@ -164,6 +169,7 @@ fn addresses_come_from_the_plugin_that_the_network_names(lab: &mut Lab) -> Resul
 }
 
 fn a_pod_gets_vfs_and_huge_pages_for_a_userspace_driver(lab: &mut Lab) -> Result<()> {
+    Page::read("iommu.md")?.run(lab, &NAMES)?;
     Page::read("dpdk.md")?.run(lab, &NAMES).map(drop)
 }
 
@@ -260,5 +266,121 @@ fn another_operator_is_replaced_under_a_running_pod(lab: &mut Lab) -> Result<()>
     cluster.wait("the network has its NAD again", PATIENCE, || {
         cluster.get::<Value>("default", "network-attachment-definitions.k8s.cni.cncf.io", "blue")
     })?;
+    Ok(())
+}
+
+/// What the daemons said since their pods began.
+fn daemon_log(cluster: &Cluster<'_>) -> Result<String> {
+    cluster.kubectl(&["-n", OPERATOR_NAMESPACE, "logs", "-l", "app=sriov-network-config-daemon", "-c", "config-daemon", "--tail=-1"])
+}
+
+/// Makes the node look like one of another distribution, whose service has a control group of its own, to a daemon that starts.
+fn pretend(cluster: &Cluster<'_>, service: &str) -> Result<()> {
+    let slice = "/sys/fs/cgroup/system.slice";
+    let script = format!("mkdir -p {slice}; rmdir {slice}/*.service 2>/dev/null || true; test -z '{service}' || mkdir {slice}/{service}.service");
+    cluster.guest(1)?.sh(&script)?;
+    cluster.kubectl(&["-n", OPERATOR_NAMESPACE, "delete", "pod", "-l", "app=sriov-network-config-daemon", "--timeout=60s"]).map(drop)
+}
+
+fn the_page_of_each_distribution_installs_its_preset_where_that_one_looks(lab: &mut Lab) -> Result<()> {
+    let pages = [
+        ("k3s.md", "k3s-agent", "found K3s", "/var/lib/rancher/k3s/data/cni"),
+        ("rke2.md", "rke2-agent", "found RKE2", "/opt/cni/bin"),
+        ("kubespray.md", "kubelet", "found kubeadm", "/opt/cni/bin"),
+    ];
+    // The defaults on a node of K3s: said, with the cure.
+    let cluster = Cluster::of(lab);
+    cluster.guest(1)?.sh("test ! -e /var/lib/rancher")?;
+    pretend(&cluster, "k3s-agent")?;
+    cluster.wait("the daemon objects to the chart's folder", PATIENCE, || {
+        let log = daemon_log(&cluster)?;
+        Ok(log.contains("--values deploy/values-k3s.yaml").then_some(()))
+    })?;
+    for (page, service, found, folder) in pages {
+        let cluster = Cluster::of(lab);
+        cluster.guest(1)?.sh("rm -f /opt/cni/bin/sriov")?;
+        pretend(&cluster, service)?;
+        Page::read(page)?.run(lab, &NAMES)?;
+        let cluster = Cluster::of(lab);
+        cluster.wait_allocatable(NODE, "fast", 4, PATIENCE)?;
+        // The daemon that ran before the preset was installed may still say its piece.
+        cluster.wait("the daemon finds what the page is about, and its folders", PATIENCE, || {
+            let log = daemon_log(&cluster)?;
+            ensure!(log.contains(found) && !log.contains("--values"), "{page}:\n{log}");
+            Ok(Some(()))
+        })?;
+        // It runs where the container runtime of that distribution starts it.
+        let said = cluster.guest(1)?.sh(&format!("CNI_COMMAND=VERSION {folder}/sriov </dev/null"))?;
+        ensure!(said.contains("supportedVersions"), "{page}: {folder}/sriov says {said}");
+    }
+    let cluster = Cluster::of(lab);
+    pretend(&cluster, "")?;
+    cluster.wait_allocatable(NODE, "fast", 4, PATIENCE)?;
+    cluster.guest(1)?.sh("rm -r /var/lib/rancher").map(drop)
+}
+
+fn the_detector_labels_the_node_and_may_do_nothing_else(lab: &mut Lab) -> Result<()> {
+    let account = format!("system:serviceaccount:{OPERATOR_NAMESPACE}:sriov-node-detector");
+    let command = format!(
+        "helm upgrade sriov-network-operator \"$SOURCE/deploy/chart\" --namespace {OPERATOR_NAMESPACE} --wait --set nodeDetector.enabled=true"
+    );
+    Cluster::of(lab).set_capable(NODE, false)?;
+    lab.script(&command, &NAMES)?;
+    let cluster = Cluster::of(lab);
+    cluster.wait("the detector labels the node", PATIENCE, || {
+        let node = cluster.get::<KubernetesNode>("", "node", NODE)?.context("there is no node")?;
+        Ok(node.metadata.labels.unwrap_or_default().get(CAPABLE_LABEL).filter(|value| *value == "true").map(drop))
+    })?;
+    cluster.wait_allocatable(NODE, "fast", 4, PATIENCE)?;
+    // What is not bound to a node may label none, whatever RBAC says, and the account has no other right.
+    let label = cluster.kubectl(&["--as", &account, "--as-group", "system:serviceaccounts", "label", "node", NODE, "other=label"]);
+    let refusal = format!("{:#}", label.err().context("a detector without a node may label nodes")?);
+    ensure!(refusal.contains("sriov-node-detector"), "refused by somebody else: {refusal}");
+    let list = cluster.kubectl(&["--as", &account, "auth", "can-i", "list", "secrets", "-n", OPERATOR_NAMESPACE]);
+    ensure!(list.is_err(), "a detector may list secrets");
+    Ok(())
+}
+
+fn an_uninstall_leaves_only_what_the_user_made(lab: &mut Lab) -> Result<()> {
+    let page = Page::read("upgrade-and-uninstall.md")?;
+    // With admission there is more to take away.
+    lab.script(
+        &format!(
+            "helm upgrade sriov-network-operator \"$SOURCE/deploy/chart\" --namespace {OPERATOR_NAMESPACE} --wait --reuse-values \
+             --set sriovOperatorConfig.deploy=true --set operator.admissionControllers.enabled=true"
+        ),
+        &NAMES,
+    )?;
+    let cluster = Cluster::of(lab);
+    cluster
+        .wait("webhooks are configured", PATIENCE, || cluster.get::<Value>("", "validatingwebhookconfiguration", "sriov-operator-webhook-config"))?;
+    let pod = kept(&cluster, "first")?;
+    page.run_block(lab, 1, &NAMES)?;
+    let cluster = Cluster::of(lab);
+    cluster.wait("nothing of the operator is left", Duration::from_mins(1), || {
+        let kinds = "deployments,daemonsets,jobs,pods,services,secrets,configmaps,serviceaccounts,roles,rolebindings,leases,sriovnetworknodestates,sriovoperatorconfigs";
+        let inside = cluster.kubectl(&["-n", OPERATOR_NAMESPACE, "get", kinds, "-o", "name"])?;
+        let wide = "clusterroles,clusterrolebindings,validatingwebhookconfigurations,mutatingwebhookconfigurations,validatingadmissionpolicies,validatingadmissionpolicybindings";
+        let outside = cluster.kubectl(&["get", wide, "-o", "name"])?;
+        let nads = cluster.kubectl(&["get", "network-attachment-definitions.k8s.cni.cncf.io", "-A", "-o", "name"])?;
+        let inside = inside.lines().filter(|name| !["configmap/kube-root-ca.crt", "serviceaccount/default"].contains(name));
+        let left: Vec<&str> = inside.chain(outside.lines().filter(|name| name.contains("sriov") || name.contains("injector"))).chain(nads.lines()).collect();
+        ensure!(left.is_empty(), "left: {}", left.join(", "));
+        Ok(Some(()))
+    })?;
+    let node: KubernetesNode = cluster.get("", "node", NODE)?.context("there is no node")?;
+    let marks: Vec<String> = node.metadata.annotations.unwrap_or_default().into_keys().filter(|key| key.contains("sriovnetwork")).collect();
+    ensure!(marks.is_empty(), "marks on the node are left: {marks:?}");
+    for (kind, name) in [("sriovnetworknodepolicies", "fast"), ("sriovnetworks", "blue")] {
+        cluster.kubectl(&["-n", OPERATOR_NAMESPACE, "get", kind, name])?;
+    }
+    // The pod has its VF, and gives it back although nobody of us runs.
+    same("the pod and its VF", &kept(&cluster, "first")?, &pod)?;
+    cluster.delete("default", "pod", "first")?;
+    let index = cluster.index_of(1, "enp1s0", &pod.device)?;
+    cluster.wait("the VF is on the node again", PATIENCE, || Ok(cluster.vf(1, "enp1s0", index)?.netdev))?;
+    page.run_block(lab, 2, &NAMES)?;
+    let left = Cluster::of(lab).kubectl(&["get", "crds,namespaces", "-o", "name"])?;
+    ensure!(!left.contains("sriov"), "left:\n{left}");
     Ok(())
 }

@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use sriov_tests::lab::artifacts::workspace;
 
 fn text(path: &Path) -> String {
-    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    fs::read_to_string(path).expect("a file of the repository is text")
 }
 
 fn files(folder: &str, ending: &str) -> Vec<PathBuf> {
-    let entries = fs::read_dir(workspace().join(folder)).unwrap_or_else(|error| panic!("{folder}: {error}"));
-    let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).filter(|path| path.to_string_lossy().ends_with(ending)).collect();
+    let entries = fs::read_dir(workspace().join(folder)).expect("a folder of the repository");
+    let mut files: Vec<_> =
+        entries.map(|entry| entry.expect("an entry of a folder").path()).filter(|path| path.to_string_lossy().ends_with(ending)).collect();
     files.sort();
     files
 }
@@ -101,5 +102,5 @@ fn every_page_with_commands_is_run_and_listed() {
             assert!(tests.contains(&format!("\"{name}\"")), "no test of cluster_docs runs the commands of docs/{name}");
         }
     }
-    assert!(run >= 11, "only {run} pages have commands");
+    assert!(run >= 14, "only {run} pages have commands");
 }
