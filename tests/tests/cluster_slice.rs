@@ -318,7 +318,13 @@ fn vfio_without_an_iommu_is_refused_and_touches_nothing(lab: &mut Lab) -> Result
 
 fn more_vfs_than_totalvfs_are_refused_at_that_pf_only(lab: &mut Lab) -> Result<()> {
     let cluster = Cluster::of(lab);
-    cluster.apply(&Policy::new("too-many", "pool_t", 8, "{pfNames: [enp2s0]}").on("node2").yaml())?;
+    let too_many = Policy::new("too-many", "pool_t", 8, "{pfNames: [enp2s0]}").on("node2").yaml();
+    let refusal = format!("{:#}", cluster.apply(&too_many).err().context("admission takes more VFs than the PF can have")?);
+    ensure!(refusal.contains("numVfs") && refusal.contains("node2"), "admission does not tell what is refused, and for whom: {refusal}");
+    // Without admission, as on a cluster whose webhook is off or unreachable, the daemon refuses.
+    ask_admission(&cluster, false)?;
+    cluster.apply(&too_many)?;
+    ask_admission(&cluster, true)?;
     cluster.apply(&Policy::new("main", POOL, 3, "{pfNames: [enp1s0]}").yaml())?;
     let state = cluster.wait_node_state("node2", "the refusal is a condition", |s| {
         condition(s, "Ready").is_some_and(|(v, _, m)| v == "False" && m.contains("enp2s0"))
@@ -336,10 +342,20 @@ fn more_vfs_than_totalvfs_are_refused_at_that_pf_only(lab: &mut Lab) -> Result<(
     Ok(())
 }
 
+/// Switches the validation of policies, and waits until the API server asks it, or no more.
+fn ask_admission(cluster: &Cluster<'_>, on: bool) -> Result<()> {
+    let patch = format!(r#"{{"spec": {{"enableOperatorWebhook": {on}}}}}"#);
+    cluster.kubectl(&["-n", OPERATOR_NAMESPACE, "patch", "sriovoperatorconfig", "default", "--type=merge", "-p", &patch])?;
+    cluster.wait("admission is switched", PATIENCE, || {
+        let found = cluster.get::<Value>("", "validatingwebhookconfigurations", "sriov-operator-webhook-config")?;
+        Ok((found.is_some() == on).then_some(()))
+    })
+}
+
 fn numvfs_grows_and_shrinks_without_a_restart_of_the_device_plugin(lab: &mut Lab) -> Result<()> {
     let cluster = Cluster::of(lab);
     let daemons = daemon_identities(&cluster)?;
-    for count in [2, 4, 0] {
+    for count in [2, 4, 1] {
         cluster.apply(&Policy::new("resized", "pool_r", count, "{pfNames: [enp2s0]}").on("node2").yaml())?;
         cluster.wait_node_state("node2", &format!("{count} VFs are ready"), |s| {
             let published = pf(s, "enp2s0").is_some_and(|p| p.num_vfs == i64::from(count) && p.vfs.len() == count as usize);
@@ -350,15 +366,23 @@ fn numvfs_grows_and_shrinks_without_a_restart_of_the_device_plugin(lab: &mut Lab
         cluster.wait_allocatable("node2", "pool_r", count, Duration::from_secs(5 + 10))?;
         cluster.lab.progress(&format!("{count} VFs: allocatable followed after {:.1} s", ready.elapsed().as_secs_f64()));
     }
-    same("daemons", &daemon_identities(&cluster)?, &daemons)?;
-    cluster.delete(OPERATOR_NAMESPACE, "sriovnetworknodepolicy", "resized")
+    // Admission takes no policy of 0 VFs, as in the field: without the policy there are none.
+    cluster.delete(OPERATOR_NAMESPACE, "sriovnetworknodepolicy", "resized")?;
+    cluster.wait_allocatable("node2", "pool_r", 0, PATIENCE)?;
+    cluster.wait("the PF has no VFs", PATIENCE, || {
+        Ok((cluster.guest(2)?.read_text("/sys/class/net/enp2s0/device/sriov_numvfs")? == "0").then_some(()))
+    })?;
+    same("daemons", &daemon_identities(&cluster)?, &daemons)
 }
 
 fn the_stronger_of_two_policies_wins(lab: &mut Lab) -> Result<()> {
     let cluster = Cluster::of(lab);
     cluster.apply(&Policy::new("weak", "pool_w", 5, "{pfNames: [enp2s0]}").on("node2").priority(99).yaml())?;
     cluster.wait_allocatable("node2", "pool_w", 5, PATIENCE)?;
+    // Admission, as the field's, refuses two that name the same VFs; where it is not asked, priority decides.
+    ask_admission(&cluster, false)?;
     cluster.apply(&Policy::new("strong", "pool_s", 2, "{pfNames: [enp2s0]}").on("node2").priority(10).yaml())?;
+    ask_admission(&cluster, true)?;
     cluster.wait_allocatable("node2", "pool_s", 2, PATIENCE)?;
     cluster.wait_allocatable("node2", "pool_w", 0, PATIENCE)?;
     same("numvfs of enp2s0", &cluster.guest(2)?.read_text("/sys/class/net/enp2s0/device/sriov_numvfs")?.as_str(), &"2")?;
