@@ -18,6 +18,7 @@ sriov_tests::lab_tests! {
     a_setting_of_one_vf_leaves_the_others_alone,
     a_vf_that_is_not_there_is_refused_with_the_kernels_words,
     switchdev_mode_brings_a_representor_for_each_vf_and_goes_back,
+    a_health_reporter_that_could_not_recover_is_found_until_it_has,
     an_rdma_device_is_known_by_its_number_and_one_that_its_driver_cannot_move_is_refused,
 }
 
@@ -120,6 +121,28 @@ fn switchdev_mode_brings_a_representor_for_each_vf_and_goes_back(lab: &mut Lab) 
     let down = set("legacy")?;
     same("mode", &down["mode"], &json!("legacy"))?;
     same("representors", &down["representors"], &json!({}))
+}
+
+/// What the device plugin makes a PF's VFs unhealthy for.
+fn a_health_reporter_that_could_not_recover_is_found_until_it_has(lab: &mut Lab) -> Result<()> {
+    const KNOBS: &str = "/sys/kernel/debug/netdevsim/netdevsim10/health";
+    let (guest, pf) = pf(lab)?;
+    let faulty = || -> Result<Value> {
+        let said: Value = serde_json::from_str(&guest.run(&["/usr/local/bin/eswitch", "netdevsim", "netdevsim10", "legacy", &pf])?)?;
+        Ok(said["faultyReporter"].clone())
+    };
+    same("before", &faulty()?, &Value::Null)?;
+    guest.sh("test -e /sys/kernel/debug/netdevsim || mount -t debugfs none /sys/kernel/debug")?;
+    guest.write_attribute(&format!("{KNOBS}/fail_recover"), "1")?;
+    // The write is answered with the failure to recover.
+    guest.sh(&format!("echo broken > {KNOBS}/break_health || true"))?;
+    same("after it broke", &faulty()?, &json!("dummy"))?;
+    // Another program's reading of the same.
+    let shown = guest.run(&["devlink", "health", "show", "netdevsim/netdevsim10", "reporter", "dummy"])?;
+    same("devlink says error", &shown.contains("state error"), &true)?;
+    guest.write_attribute(&format!("{KNOBS}/fail_recover"), "0")?;
+    guest.run(&["devlink", "health", "recover", "netdevsim/netdevsim10", "reporter", "dummy"])?;
+    same("after it recovered", &faulty()?, &Value::Null)
 }
 
 /// The kernel's software device (`rdma_rxe`) can't be taken away from programs that have it open, so that the kernel refuses to move it: what a product

@@ -1,4 +1,5 @@
-//! I/O: sets a device's eswitch mode through the host crate's own devlink and prints the mode and the representors that follow, as JSON.
+//! I/O: sets a device's eswitch mode through the host crate's own devlink and prints the mode, the representors that follow, and the health reporter that is in
+//! the error state, as JSON.
 //!
 //! For guests whose device has no PCI address (netdevsim), where none of the products can be asked to do it.
 #![expect(clippy::print_stdout, reason = "a command line tool prints")]
@@ -29,6 +30,7 @@ fn main() -> Result<()> {
     }
     let offload = Ethtool::open()?.feature(uplink.netdev.ifindex, "hw-tc-offload")?;
     let found = representors(&uplink, &route.links()?);
-    println!("{}", json!({ "mode": devlink.eswitch_mode_of(&device)?, "representors": found, "offload": offload }));
+    let faulty = devlink.faulty_reporter(&device)?;
+    println!("{}", json!({ "mode": devlink.eswitch_mode_of(&device)?, "representors": found, "offload": offload, "faultyReporter": faulty }));
     Ok(())
 }
