@@ -14,15 +14,14 @@ use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 use sriov_crds::keys::CAPABLE_LABEL;
 use sriov_host::Host;
+use sriov_host::discover::is_pf;
+use sriov_host::pci::PciAddress;
 use sriov_host::sysfs::{Sysfs, SysfsError};
 use sriov_host::uevent::{UeventError, UeventSocket};
 use tracing::info;
 
 /// How long nothing is asked when no device comes.
 const REST: Duration = Duration::from_hours(1);
-const DEVICES: &str = "/sys/bus/pci/devices";
-/// First digits of the PCI class of network controllers.
-const NETWORK: &str = "0x02";
 
 /// Why the node was not looked at or not labelled.
 #[derive(Debug, thiserror::Error)]
@@ -48,17 +47,11 @@ pub enum LabelError {
     Wait(io::Error),
 }
 
-/// The PCI addresses of network functions that can have VFs.
-pub fn capable(files: &Sysfs) -> Result<Vec<String>, SysfsError> {
-    let mut found = Vec::new();
-    for address in files.list_opt(DEVICES)?.unwrap_or_default() {
-        let read = |name: &str| files.read_opt(format!("{DEVICES}/{address}/{name}"));
-        let total = read("sriov_totalvfs")?.and_then(|text| text.parse::<u32>().ok()).unwrap_or_default();
-        if total > 0 && read("class")?.is_some_and(|class| class.starts_with(NETWORK)) {
-            found.push(address);
-        }
-    }
-    found.sort();
+/// The PCI addresses of network functions that can have VFs, in order; none on a machine without PCI.
+pub fn capable(files: &Sysfs) -> Result<Vec<PciAddress>, SysfsError> {
+    let names = files.list_opt("/sys/bus/pci/devices")?.unwrap_or_default();
+    let mut found: Vec<PciAddress> = names.iter().filter_map(|name| name.parse().ok()).filter(|address| is_pf(files, *address)).collect();
+    found.sort_unstable();
     Ok(found)
 }
 
@@ -83,7 +76,7 @@ pub async fn run(client: Client, node: &str, host: Host) -> Result<(), LabelErro
     std::future::pending().await
 }
 
-async fn label(nodes: &Api<Node>, node: &str, found: &[String]) -> Result<(), LabelError> {
+async fn label(nodes: &Api<Node>, node: &str, found: &[PciAddress]) -> Result<(), LabelError> {
     let failed = |verb: &'static str| move |cause: kube::Error| LabelError::Request { verb, node: node.to_owned(), cause };
     let present = nodes.get_metadata(node).await.map_err(failed("read"))?;
     if present.labels().contains_key(CAPABLE_LABEL) {
@@ -91,6 +84,7 @@ async fn label(nodes: &Api<Node>, node: &str, found: &[String]) -> Result<(), La
     }
     let patch = json!({ "metadata": { "labels": { CAPABLE_LABEL: "true" } } });
     nodes.patch_metadata(node, &PatchParams::default(), &Patch::Merge(patch)).await.map_err(failed("label"))?;
+    let found: Vec<String> = found.iter().map(ToString::to_string).collect();
     info!("node {node} is labelled {CAPABLE_LABEL}=true: {} can have VFs", found.join(", "));
     Ok(())
 }
@@ -121,6 +115,7 @@ mod tests {
                 fs::write(folder.join("sriov_totalvfs"), format!("{total}\n")).unwrap();
             }
         }
-        assert_eq!(capable(&files).unwrap(), ["0000:01:00.0", "0000:04:00.0"]);
+        let found: Vec<String> = capable(&files).unwrap().iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["0000:01:00.0", "0000:04:00.0"]);
     }
 }

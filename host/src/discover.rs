@@ -207,10 +207,15 @@ fn rdma_mode() -> Option<RdmaMode> {
 
 /// Network functions that can have VFs, in order of address.
 fn pf_addresses(host: &Host) -> Result<Vec<PciAddress>, DiscoverError> {
+    functions(host, is_pf)
+}
+
+/// The PCI functions for which `wanted` holds, in order of address.
+fn functions(host: &Host, wanted: impl Fn(&Sysfs, PciAddress) -> bool) -> Result<Vec<PciAddress>, DiscoverError> {
     let names = host.sysfs().list("/sys/bus/pci/devices")?;
-    let mut pfs: Vec<PciAddress> = names.iter().filter_map(|name| name.parse().ok()).filter(|pf| is_pf(host.sysfs(), *pf)).collect();
-    pfs.sort_unstable();
-    Ok(pfs)
+    let mut found: Vec<PciAddress> = names.iter().filter_map(|name| name.parse().ok()).filter(|address| wanted(host.sysfs(), *address)).collect();
+    found.sort_unstable();
+    Ok(found)
 }
 
 /// On a virtual machine of a cloud the network functions that are no PFs, in order of address: VFs of which the hypervisor keeps the PF, and virtio.
@@ -218,10 +223,7 @@ fn lone_functions(host: &Host) -> Result<Vec<PciAddress>, DiscoverError> {
     if cloud::of(host).is_none() {
         return Ok(Vec::new());
     }
-    let names = host.sysfs().list("/sys/bus/pci/devices")?;
-    let mut lone: Vec<PciAddress> = names.iter().filter_map(|name| name.parse().ok()).filter(|address| is_lone(host.sysfs(), *address)).collect();
-    lone.sort_unstable();
-    Ok(lone)
+    functions(host, is_lone)
 }
 
 /// Whether a function is a network function that has neither a PF nor VFs that one could see.
@@ -231,9 +233,9 @@ pub fn is_lone(sysfs: &Sysfs, address: PciAddress) -> bool {
     network && !is_pf(sysfs, address) && !sysfs.exists(format!("{device}/physfn"))
 }
 
-/// PCI class 02 is "network controller"; `sriov_totalvfs` exists on functions with the SR-IOV capability and is 0 when firmware switched it
-/// off.
-fn is_pf(sysfs: &Sysfs, address: PciAddress) -> bool {
+/// Whether a function can have VFs: PCI class 02 is "network controller"; `sriov_totalvfs` exists on functions with the SR-IOV capability and is 0 when
+/// firmware switched it off.
+pub fn is_pf(sysfs: &Sysfs, address: PciAddress) -> bool {
     let device = pci_device(address);
     let text = |name: &str| sysfs.read(format!("{device}/{name}")).ok();
     text("class").is_some_and(|class| class.starts_with("0x02")) && text("sriov_totalvfs").is_some_and(|total| total != "0")
