@@ -186,7 +186,7 @@ pub async fn publish<K: Resource<DynamicType = ()>>(context: &Context, object: &
         secondary: None,
     };
     // The condition is the record; a lost Event is worth a line, not another try.
-    if let Err(error) = context.recorder.publish(&event, &object.object_ref(&())).await {
+    if let Err(error) = answered(context.recorder.publish(&event, &object.object_ref(&()))).await {
         tracing::warn!(%error, "event not written");
     }
 }

@@ -19,7 +19,7 @@ use super::pools::{Counts, Invalid, REST, Refusal};
 use super::steps::{Phase, Request};
 use crate::context::Context;
 use crate::fleet::Fleet;
-use crate::resources::{self, RequestFailed};
+use crate::resources::{self, RequestFailed, answered};
 
 /// Writes the condition, or takes it away, if that changes anything.
 pub(super) async fn drained(context: &Context, state: &SriovNetworkNodeState, outcome: Option<Outcome>) -> Result<(), RequestFailed> {
@@ -42,7 +42,7 @@ pub(super) async fn drained(context: &Context, state: &SriovNetworkNodeState, ou
         "status": { "conditions": ours },
     });
     let params = PatchParams::apply(keys::FIELD_MANAGER).force();
-    match resources::answered(api.patch_status(&name, &params, &Patch::Apply(status))).await {
+    match answered(api.patch_status(&name, &params, &Patch::Apply(status))).await {
         Err(error) => Err(RequestFailed::new("write the status of", kind, &name, error)),
         Ok(_) => Ok(()),
     }
@@ -83,7 +83,7 @@ pub(super) async fn event(context: &Context, state: &SriovNetworkNodeState, norm
         action: "Drain".to_owned(),
         secondary: None,
     };
-    if let Err(error) = context.recorder.publish(&event, &state.object_ref(&())).await {
+    if let Err(error) = answered(context.recorder.publish(&event, &state.object_ref(&()))).await {
         tracing::warn!(%error, "event not written");
     }
 }
