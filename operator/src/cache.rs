@@ -1,7 +1,8 @@
 //! I/O: what a watch has seen so far, kept in memory, with a call for each change that gives the object before and after it.
 //!
 //! Knowing both sides lets a trigger be a function of the difference, and a deletion that happened while the watch was away is still seen as
-//! one. What does not live here: what a change means (each controller's triggers).
+//! one. What came and went while it was away leaves no trace in either list; who writes the objects that it watches asks for [`Cache::each_relist`]
+//! too. What does not live here: what a change means (each controller's triggers).
 //!
 //! Invariant: a cache that says it is ready holds a complete list; a broken watch keeps the last one.
 
@@ -63,12 +64,13 @@ pub struct Cache<T> {
 #[derive(Debug)]
 struct State<T> {
     objects: BTreeMap<Key, Arc<T>>,
-    ready: bool,
+    /// Complete lists so far.
+    lists: u64,
 }
 
 impl<T> Default for Cache<T> {
     fn default() -> Self {
-        Self { state: watch::Sender::new(State { objects: BTreeMap::new(), ready: false }) }
+        Self { state: watch::Sender::new(State { objects: BTreeMap::new(), lists: 0 }) }
     }
 }
 
@@ -96,7 +98,20 @@ impl<T: Resource> Cache<T> {
     /// Waits for the first complete list.
     pub async fn ready(&self) {
         // Fails only when the sender is gone, which `self` holds.
-        self.state.subscribe().wait_for(|state| state.ready).await.ok();
+        self.state.subscribe().wait_for(|state| state.lists > 0).await.ok();
+    }
+
+    /// Calls `on_relist` after each complete list that follows a broken watch, for ever. What was written and deleted by another while the watch was
+    /// away is in no list and leads to no change; so whoever writes such objects looks again at all that should be there.
+    pub async fn each_relist(&self, on_relist: impl Fn()) {
+        self.ready().await;
+        let mut state = self.state.subscribe();
+        let mut seen = 1;
+        // Fails only when the sender is gone, which `self` holds.
+        while let Ok(now) = state.wait_for(|state| state.lists > seen).await.map(|state| state.lists) {
+            seen = now;
+            on_relist();
+        }
     }
 
     /// Watches what `api` and `config` select, for ever. See [`Cache::follow`].
@@ -155,7 +170,7 @@ impl<T: Resource> Cache<T> {
         let mut before = BTreeMap::new();
         self.state.send_modify(|state| {
             before = std::mem::replace(&mut state.objects, listed.clone());
-            state.ready = true;
+            state.lists += 1;
         });
         for (key, new) in listed {
             let old = before.remove(key);
@@ -202,6 +217,23 @@ mod tests {
         assert_eq!(changes(&cache, first).await, ["a ->1", "b ->1"]);
         let again = vec![Event::Init, Event::InitApply(object("a", "1")), Event::InitApply(object("c", "1")), Event::InitDone];
         assert_eq!(changes(&cache, again).await, ["c ->1", "b 1>-"]);
+    }
+
+    #[tokio::test]
+    async fn a_list_after_a_broken_watch_is_told_of_even_when_nothing_changed() {
+        let cache = Cache::default();
+        let told = std::cell::Cell::new(0);
+        let mut listening = std::pin::pin!(cache.each_relist(|| told.set(told.get() + 1)));
+        let mut poll = async || futures::poll!(listening.as_mut());
+        assert!(poll().await.is_pending());
+        changes(&cache, vec![Event::Init, Event::InitDone, Event::Apply(object("a", "1"))]).await;
+        assert!(poll().await.is_pending());
+        assert_eq!(told.get(), 0, "the first list and a change are no such list");
+        for lists in 1..=2 {
+            changes(&cache, vec![Event::Init, Event::InitApply(object("a", "1")), Event::InitDone]).await;
+            assert!(poll().await.is_pending());
+            assert_eq!(told.get(), lists);
+        }
     }
 
     #[tokio::test]

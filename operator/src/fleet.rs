@@ -50,6 +50,8 @@ pub trait Listener {
     fn policy(&self, _change: &Change<'_, PolicyGuard>) {}
     /// A node state.
     fn state(&self, _change: &Change<'_, StateGuard>) {}
+    /// All node states were listed again; see [`Cache::each_relist`].
+    fn states_listed(&self) {}
     /// A pool.
     fn pool(&self, _change: &Change<'_, PoolGuard>) {}
     /// The operator configuration.
@@ -84,6 +86,7 @@ impl Fleet {
                     listener.state(&c);
                 }
             }),
+            self.states.each_relist(|| listeners.iter().for_each(|l| l.states_listed())),
             self.pools.watch(Api::namespaced(client.clone(), namespace), all.clone(), |c| listeners.iter().for_each(|l| l.pool(&c))),
             self.configs.watch(Api::namespaced(client.clone(), namespace), only_default, |c| listeners.iter().for_each(|l| l.config(&c))),
         );

@@ -113,8 +113,14 @@ pub async fn run(context: &Context) {
         let on_change = |change: Change<'_, _>| triggers::namespace_came(&change).into_iter().for_each(came);
         shared.namespaces.watch(Api::all(context.client.clone()), watcher::Config::default(), on_change).await;
     };
+    let listed = shared.nads.each_relist(|| {
+        triggers::queue_without_nad(&sriov, &shared.nads);
+        triggers::queue_without_nad(&infiniband, &shared.nads);
+        triggers::queue_without_nad(&ovs, &shared.nads);
+    });
     futures::join!(
         nads,
+        listed,
         namespaces,
         serve(context, &shared, &sriov, sriov_requests),
         serve(context, &shared, &infiniband, infiniband_requests),

@@ -171,6 +171,10 @@ impl Listener for Controller<'_> {
         }
     }
 
+    fn states_listed(&self) {
+        self.add_nodes(self.fleet.nodes.list().iter().map(|node| node.name_any()));
+    }
+
     fn pool(&self, change: &Change<'_, PoolGuard>) {
         if triggers::pool_matters(change) {
             self.add_nodes(self.fleet.nodes.list().iter().map(|node| node.name_any()));

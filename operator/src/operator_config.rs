@@ -82,6 +82,7 @@ pub async fn run(context: &Context) {
             queue.add(Everything);
         }
     });
+    let listed = caches.daemon_sets.each_relist(|| queue.add(Everything));
     let daemon_sets = Api::namespaced(context.client.clone(), namespace);
     let daemon_sets = caches.daemon_sets.watch(daemon_sets, watcher::Config::default(), |change| {
         let concerns = change.new.or(change.old).is_some_and(|d| OURS.contains(&d.name_any().as_str()) || legacy::is_leftover(d));
@@ -94,7 +95,7 @@ pub async fn run(context: &Context) {
         caches.daemon_sets.ready().await;
         requests.serve(1, |_| reconcile(context, &caches)).await;
     };
-    futures::join!(configs, daemon_sets, reconcile_all);
+    futures::join!(configs, daemon_sets, listed, reconcile_all);
 }
 
 /// How many nodes are to run the DaemonSet's pod, and how many run the present one.

@@ -25,7 +25,7 @@ use crate::cache::{Cache, Change, Key};
 use crate::context::{Context, Settings};
 use crate::operator_config::gates;
 use crate::queue::{self, Next, Queue};
-use crate::resources::{self, RequestFailed};
+use crate::resources::{self, RequestFailed, answered};
 
 /// The one thing that is reconciled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,7 +85,9 @@ async fn watch_outputs(context: &Context, caches: &Caches, queue: &Queue<Everyth
     let mutating = caches.mutating.watch(Api::all(client.clone()), only(OPERATOR_CONFIGURATION), |change| queue_if(queue, spec_changed(&change)));
     let injector = caches.injector.watch(Api::all(client.clone()), only(INJECTOR_CONFIGURATION), |change| queue_if(queue, spec_changed(&change)));
     let validating = caches.validating.watch(Api::all(client.clone()), only(OPERATOR_CONFIGURATION), |change| queue_if(queue, spec_changed(&change)));
-    futures::join!(mutating, injector, validating);
+    let again = || queue.add(Everything);
+    let listed = futures::future::join3(caches.mutating.each_relist(again), caches.injector.each_relist(again), caches.validating.each_relist(again));
+    futures::join!(mutating, injector, validating, listed);
 }
 
 fn queue_if(queue: &Queue<Everything>, changed: bool) {
@@ -188,7 +190,7 @@ async fn report(context: &Context, rule: &SriovNamespaceRule, held: bool) -> Res
         "status": { "conditions": all },
     });
     let api: Api<SriovNamespaceRule> = Api::all(context.client.clone());
-    api.patch_status(&name, &PatchParams::apply(keys::FIELD_MANAGER).force(), &Patch::Apply(status))
+    answered(api.patch_status(&name, &PatchParams::apply(keys::FIELD_MANAGER).force(), &Patch::Apply(status)))
         .await
         .map_err(|error| RequestFailed::new("write the status of", "SriovNamespaceRule", &name, error))?;
     Ok(())

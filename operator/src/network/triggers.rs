@@ -7,7 +7,7 @@ use sriov_crds::{NetworkAttachmentDefinition, keys};
 
 use super::Kind;
 use super::kinds::Network;
-use crate::cache::{Change, Key};
+use crate::cache::{Cache, Change, Key};
 
 /// Anything but a status: spec, annotations, finalizers, deletion.
 pub(super) fn network_matters<N: Network>(change: &Change<'_, DeserializeGuard<N>>) -> bool {
@@ -56,8 +56,17 @@ pub(super) fn namespace_came<'a>(change: &Change<'a, PartialObjectMeta<Namespace
 
 /// Queues the networks whose NAD is to be in this namespace.
 pub(super) fn queue_waiting<N: Network>(kind: &Kind<N>, namespace: &str) {
+    queue_where(kind, |network| super::validate::target(network) == namespace);
+}
+
+/// Queues the networks whose NAD is not there.
+pub(super) fn queue_without_nad<N: Network>(kind: &Kind<N>, nads: &Cache<PartialObjectMeta<NetworkAttachmentDefinition>>) {
+    queue_where(kind, |network| nads.get(&Key::new(&super::validate::target(network), &network.name_any())).is_none());
+}
+
+fn queue_where<N: Network>(kind: &Kind<N>, matters: impl Fn(&N) -> bool) {
     for network in kind.objects.list() {
-        if network.0.as_ref().is_ok_and(|network| super::validate::target(network) == namespace) {
+        if network.0.as_ref().is_ok_and(&matters) {
             kind.queue.add(Key::of(network.as_ref()));
         }
     }
@@ -65,9 +74,46 @@ pub(super) fn queue_waiting<N: Network>(kind: &Kind<N>, namespace: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+    use std::time::Duration;
+
+    use kube::runtime::watcher::Event;
     use serde_json::json;
+    use sriov_crds::SriovNetwork;
 
     use super::*;
+    use crate::queue::Next;
+    use crate::resources::RequestFailed;
+
+    async fn fill<T: Resource + serde::de::DeserializeOwned>(cache: &Cache<T>, objects: &[serde_json::Value]) {
+        let events = objects.iter().map(|object| Ok(Event::Apply(serde_json::from_value(object.clone()).unwrap())));
+        cache.follow(futures::stream::iter(events), |_| {}).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_networks_whose_nad_is_not_in_a_new_list_another_look_is_asked() {
+        let (kind, requests) = Kind::<SriovNetwork>::new();
+        let network = |name: &str| json!({ "metadata": { "name": name, "namespace": "operators" }, "spec": { "resourceName": "nics", "networkNamespace": "apps" } });
+        fill(
+            &kind.objects,
+            &[network("here"), network("went"), json!({ "metadata": { "name": "unreadable", "namespace": "operators" }, "spec": 1 })],
+        )
+        .await;
+        let nads = Cache::default();
+        fill(
+            &nads,
+            &[json!({ "metadata": { "name": "here", "namespace": "apps" } }), json!({ "metadata": { "name": "went", "namespace": "other" } })],
+        )
+        .await;
+        queue_without_nad(&kind, &nads);
+        let looked = RefCell::new(vec![]);
+        let serving = requests.serve(1, |key| {
+            looked.borrow_mut().push(key);
+            async { Ok::<_, RequestFailed>(Next::Wait) }
+        });
+        tokio::time::timeout(Duration::from_secs(1), serving).await.ok();
+        assert_eq!(looked.into_inner(), [Key::new("operators", "went")]);
+    }
 
     #[test]
     fn a_nad_leads_to_its_owner_and_to_networks_of_its_name() {

@@ -126,7 +126,7 @@ impl Operator {
 
     /// Adds the end of its log to an error.
     pub fn explain<T>(&self, result: Result<T>) -> Result<T> {
-        result.with_context(|| format!("the end of the operator's log:\n{}", last_lines(&self.server.log, 20)))
+        result.with_context(|| format!("the end of the operator's log:\n{}", last_lines(&self.server.log, 60)))
     }
 
     /// Asks it to end and waits for it.
