@@ -7,6 +7,7 @@
 //! IOMMU groups and device nodes change over a reboot; only [`access`] tells them for use.
 
 use std::collections::BTreeMap;
+use std::thread;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,11 @@ use crate::{Host, pci_device};
 pub const NETWORK_CLASS: u8 = 0x02;
 /// PCI base class "processing accelerator".
 pub const ACCELERATOR_CLASS: u8 = 0x12;
+
+/// Threads that read all functions: each function costs a dozen system calls and nothing else.
+const READERS: usize = 2;
+/// Functions that are not worth another thread.
+const SHARE: usize = 128;
 
 /// A PCI function.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,28 +107,55 @@ pub struct Access {
 
 /// All functions of these base classes, and those that could not be read. One that vanishes while it is read is left out without a fault.
 pub fn scan(host: &Host, classes: &[u8]) -> Result<Scan, DiscoverError> {
-    let mut functions = BTreeMap::new();
-    let mut faults = Vec::new();
-    let mut vfs = BTreeMap::new();
-    let addresses = host.sysfs().list("/sys/bus/pci/devices")?;
-    for address in addresses.iter().filter_map(|name| name.parse::<PciAddress>().ok()) {
-        match read_one(host, address, classes) {
-            Ok(Some((function, folder))) => {
-                for (index, vf) in virtual_functions(&folder) {
-                    vfs.insert(vf, (address, index));
-                }
-                functions.insert(address, function);
-            }
-            Ok(None) => {}
-            Err(error) => faults.push((address, error)),
-        }
+    let names = host.sysfs().list("/sys/bus/pci/devices")?;
+    let addresses: Vec<PciAddress> = names.iter().filter_map(|name| name.parse().ok()).collect();
+    let share = addresses.len().div_ceil(READERS).max(SHARE);
+    let shares = thread::scope(|scope| {
+        let mut shares = addresses.chunks(share);
+        // This thread reads too, and alone where there is little.
+        let own = shares.next().unwrap_or_default();
+        let others: Vec<_> = shares.map(|share| scope.spawn(move || read_share(host, share, classes))).collect();
+        let mut read = vec![read_share(host, own, classes)];
+        read.extend(others.into_iter().map(|other| other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))));
+        read
+    });
+    let mut all = Share::default();
+    for Share { functions, vfs, faults } in shares {
+        all.functions.extend(functions);
+        all.vfs.extend(vfs);
+        all.faults.extend(faults);
     }
-    for (vf, place) in vfs {
+    let mut functions: BTreeMap<_, _> = all.functions.into_iter().collect();
+    for (vf, place) in all.vfs {
         if let Some(function) = functions.get_mut(&vf) {
             function.vf_of = Some(place);
         }
     }
-    Ok(Scan { functions, faults })
+    Ok(Scan { functions, faults: all.faults })
+}
+
+/// What one thread read.
+#[derive(Default)]
+struct Share {
+    functions: Vec<(PciAddress, Function)>,
+    /// The VFs that these functions link to, each with its place.
+    vfs: Vec<(PciAddress, (PciAddress, VfIndex))>,
+    faults: Vec<(PciAddress, DiscoverError)>,
+}
+
+fn read_share(host: &Host, addresses: &[PciAddress], classes: &[u8]) -> Share {
+    let mut share = Share::default();
+    for address in addresses.iter().copied() {
+        match read_one(host, address, classes) {
+            Ok(Some((function, folder))) => {
+                share.vfs.extend(virtual_functions(&folder).into_iter().map(|(index, vf)| (vf, (address, index))));
+                share.functions.push((address, function));
+            }
+            Ok(None) => {}
+            Err(error) => share.faults.push((address, error)),
+        }
+    }
+    share
 }
 
 /// One function; `None` when there is none, or it is of another base class.
@@ -385,6 +418,24 @@ mod tests {
         assert_eq!((vf.driver.as_deref(), vf.has_group, vf.numa_node), (Some("igbvf"), true, None));
         assert_eq!(functions[&"0000:01:00.0".parse().unwrap()].numvfs, 3);
         assert!(scan(&fake.host(), &[ACCELERATOR_CLASS]).unwrap().functions.is_empty());
+    }
+
+    #[test]
+    fn what_two_threads_read_is_what_one_reads() {
+        // The PF is in the first share, its VFs in the second, as is one that cannot be read.
+        let others = (0..100).map(|n| (0, n)).chain((0..120).map(|n| (1, 8 + n)));
+        let address = |(bus, n): (u8, u8)| format!("0000:{bus:02x}:{:02x}.{}", n / 8, n % 8);
+        let tree = others.clone().fold(igb_pf(SysfsTree::new(), 7), |tree, n| {
+            tree.file(&format!("/sys/bus/pci/devices/{}/uevent", address(n)), "PCI_CLASS=20000\nPCI_ID=8086:10C9\n")
+        });
+        let fake = tree.file(&format!("/sys/bus/pci/devices/{}/numa_node", address((1, 127))), "nonsense\n").build().unwrap();
+        let Scan { functions, faults } = scan(&fake.host(), &[NETWORK_CLASS]).unwrap();
+        assert_eq!((functions.len(), faults.len()), (100 + 120 + 8 - 1, 1));
+        for (address, function) in &functions {
+            assert_eq!(read(&fake.host(), *address, &[NETWORK_CLASS]).unwrap().as_ref(), Some(function));
+        }
+        let places: Vec<_> = functions.values().filter_map(|function| function.vf_of).map(|(_, index)| index.0).collect();
+        assert_eq!(places, [0, 1, 2, 3, 4, 5, 6]);
     }
 
     #[test]
