@@ -140,33 +140,12 @@ impl fmt::Display for HostUse {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inventory::{LinkType, Netdev};
     use crate::netlink::Stack;
+    use crate::testing;
 
     fn link(ifindex: u32, name: &str, master: Option<u32>, lower: Option<u32>, kind: Option<&str>) -> Link {
-        let netdev = Netdev {
-            ifindex,
-            name: name.to_owned(),
-            alt_names: Vec::new(),
-            mac: None,
-            mtu: 1500,
-            max_mtu: None,
-            admin_up: true,
-            carrier: true,
-            link_type: LinkType::Ether,
-        };
         let stack = Stack { master, lower, kind: kind.map(str::to_owned), switch_id: None };
-        Link {
-            netdev,
-            parent: None,
-            parent_device: None,
-            phys_port_name: None,
-            permanent_mac: None,
-            port_guid: None,
-            promisc: false,
-            allmulti: false,
-            stack,
-        }
+        Link { stack, ..testing::link(ifindex, name) }
     }
 
     fn address(text: &str, prefix: u8) -> InterfaceAddress {

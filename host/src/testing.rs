@@ -1,4 +1,4 @@
-//! I/O (tests only, feature `testing`): folders that stand for a machine's `/sys` and `/proc`, and throw-away network namespaces.
+//! I/O (tests only, feature `testing`): folders that stand for a machine's `/sys` and `/proc`, a bare link, and throw-away network namespaces.
 //!
 //! What lives here: trees of files and links as values, their text form, and building them in a temporary folder. A tree is not a kernel:
 //! it shows reads; what a write does is tested on a kernel or a simulation.
@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 use rustix::thread::UnshareFlags;
 
 use crate::Host;
+use crate::inventory::{LinkType, Netdev};
+use crate::netlink::{Link, Stack};
 use crate::netns::{NetNs, NetNsError};
 
 /// What is at a path of a tree.
@@ -199,6 +201,32 @@ pub fn subfunction(tree: SysfsTree, parent: &str, number: u32, sfnum: u16) -> Sy
         .link(&format!("{folder}/driver"), "../../../../bus/auxiliary/drivers/mlx5_core.sf")
         .dir(&format!("{folder}/net/enp1s0f0s{sfnum}"))
         .link(&format!("/sys/bus/auxiliary/devices/{name}"), &format!("../../../devices/pci0000:00/{parent}/{name}"))
+}
+
+/// An Ethernet link that is up and has nothing more to say; a test changes what it is about.
+#[must_use]
+pub fn link(ifindex: u32, name: &str) -> Link {
+    Link {
+        netdev: Netdev {
+            ifindex,
+            name: name.to_owned(),
+            alt_names: Vec::new(),
+            mac: None,
+            mtu: 1500,
+            max_mtu: None,
+            admin_up: true,
+            carrier: true,
+            link_type: LinkType::Ether,
+        },
+        parent: None,
+        parent_device: None,
+        phys_port_name: None,
+        permanent_mac: None,
+        port_guid: None,
+        promisc: false,
+        allmulti: false,
+        stack: Stack::default(),
+    }
 }
 
 /// A network namespace of its own, with only a loopback that is down. It ends with the value and all that was opened in it. Needs root.

@@ -2,8 +2,6 @@
 
 use proptest::prelude::*;
 use sriov_host::function::Vdpa;
-use sriov_host::inventory::Netdev;
-use sriov_host::netlink::Stack;
 use sriov_host::pci::VendorId;
 use sriov_host::vf::VfIndex;
 
@@ -17,20 +15,9 @@ fn address(text: &str) -> PciAddress {
 }
 
 fn link(ifindex: u32, name: &str, parent: &str) -> Link {
-    let netdev = serde_json::json!({ "ifindex": ifindex, "name": name, "alt_names": ["enp1s0f0"], "mtu": 1500, "admin_up": true, "carrier": true, "link_type": "ether" });
-    let netdev: Netdev = serde_json::from_value(netdev).unwrap();
-    let parent = parent.parse().ok();
-    Link {
-        netdev,
-        parent,
-        parent_device: None,
-        phys_port_name: None,
-        permanent_mac: None,
-        port_guid: None,
-        promisc: false,
-        allmulti: false,
-        stack: Stack::default(),
-    }
+    let mut link = Link { parent: parent.parse().ok(), ..sriov_host::testing::link(ifindex, name) };
+    link.netdev.alt_names.push("enp1s0f0".to_owned());
+    link
 }
 
 fn default_route() -> HostUse {

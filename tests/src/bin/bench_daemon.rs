@@ -15,11 +15,10 @@ use sriov_config_daemon::desired::Desired;
 use sriov_config_daemon::observed::Observed;
 use sriov_config_daemon::plan::plan;
 use sriov_host::discover::{NetFacts, survey_with};
-use sriov_host::inventory::{LinkType, Netdev};
 use sriov_host::mac::MacAddr;
-use sriov_host::netlink::{Link, Stack};
+use sriov_host::netlink::Link;
 use sriov_host::pci::PciAddress;
-use sriov_host::testing::{FakeSysfs, SysfsTree};
+use sriov_host::testing::{self, FakeSysfs, SysfsTree};
 use sriov_tests::lab::Lab;
 use sriov_tests::lab::artifacts::product;
 use sriov_tests::lab::config_daemon::{ConfigDaemon, Wish};
@@ -78,29 +77,10 @@ fn function(tree: SysfsTree, address: &str, id: &str) -> SysfsTree {
 }
 
 fn link(ifindex: u32, address: &str) -> Result<Link> {
-    let netdev = Netdev {
-        ifindex,
-        name: format!("if{ifindex}"),
-        alt_names: Vec::new(),
-        mac: Some(MacAddr([2, 0, 0, 0, 0, 1])),
-        mtu: 1500,
-        max_mtu: Some(9216),
-        admin_up: true,
-        carrier: true,
-        link_type: LinkType::Ether,
-    };
     let parent: PciAddress = address.parse()?;
-    Ok(Link {
-        netdev,
-        parent: Some(parent),
-        parent_device: Some(parent.to_string()),
-        phys_port_name: None,
-        permanent_mac: None,
-        port_guid: None,
-        promisc: false,
-        allmulti: false,
-        stack: Stack::default(),
-    })
+    let mut link = Link { parent: Some(parent), parent_device: Some(parent.to_string()), ..testing::link(ifindex, &format!("if{ifindex}")) };
+    (link.netdev.mac, link.netdev.max_mtu) = (Some(MacAddr([2, 0, 0, 0, 0, 1])), Some(9216));
+    Ok(link)
 }
 
 fn wish(pfs: u8, vfs: u16) -> Result<Desired> {
