@@ -1,5 +1,5 @@
 //! I/O: tier 1: the built operator behind a proxy that answers half of its writes, lists and watches with an error, breaks connections after the request
-//! was carried out, and keeps silent; and objects that nobody would write. The API server itself is real.
+//! was carried out, keeps silent, and ends watches; and objects that nobody would write. The API server itself is real.
 
 use std::time::Duration;
 
@@ -35,6 +35,7 @@ async fn everything_converges_while_half_of_the_requests_fail() -> Result<()> {
     }
     proxy.trouble(false);
     operator.explain(silence_holds_up_one_node_and_not_for_ever(&cluster, &proxy).await)?;
+    operator.explain(what_came_and_went_while_a_watch_was_away_is_missed(&cluster, &proxy).await)?;
     operator.explain(objects_that_nobody_would_write_stop_nothing(&cluster).await)?;
     operator.check_rights()?;
     operator.stop().await
@@ -93,6 +94,33 @@ async fn silence_holds_up_one_node_and_not_for_ever(cluster: &Cluster, proxy: &F
     .await?;
     ensure!(proxy.met().contains_key(&Fault::Silence), "nothing was silenced");
     cluster.expect_groups(&NODES, Duration::from_secs(40), &[("eth1", "0-3", "two")]).await
+}
+
+/// Such a NAD is in no list and no event that the operator ever sees.
+async fn what_came_and_went_while_a_watch_was_away_is_missed(cluster: &Cluster, proxy: &FaultyProxy) -> Result<()> {
+    let networks: Api<SriovNetwork> = Api::namespaced(cluster.admin.clone(), NAMESPACE);
+    let nads: Api<NetworkAttachmentDefinition> = Api::namespaced(cluster.admin.clone(), "apps");
+    proxy.away("network-attachment-definitions");
+    apply(&networks, "SriovNetwork", "grey", json!({ "resourceName": "nics", "networkNamespace": "apps" })).await?;
+    eventually(SOON, "the network says that its NAD is there", async || {
+        let conditions = networks.get("grey").await?.status.context("no status")?.conditions;
+        ensure!(conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True"), "{conditions:?}");
+        Ok(())
+    })
+    .await?;
+    // The operator's own marks on the network make it look once more; that is over when nothing comes back.
+    eventually(SOON, "nobody notices that the NAD went", async || {
+        nads.delete("grey", &DeleteParams::default()).await.ok();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        ensure!(nads.get_opt("grey").await?.is_none(), "it came back");
+        Ok(())
+    })
+    .await?;
+    proxy.back();
+    // The watch comes back when its own delay is over.
+    eventually(PATIENCE, "the NAD is there again", async || Ok(nads.get("grey").await.map(drop)?)).await?;
+    ensure!(proxy.met().contains_key(&Fault::Away), "the watch was not away");
+    Ok(())
 }
 
 async fn objects_that_nobody_would_write_stop_nothing(cluster: &Cluster) -> Result<()> {

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,11 +17,12 @@ use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, Request, Response, StatusCode};
 use axum::response::IntoResponse;
-use futures::stream;
+use futures::{StreamExt, stream};
 use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::{ApiServer, User};
@@ -43,6 +44,8 @@ pub enum Fault {
     TruncatedList,
     /// A watch that says 410 (its resource version is too old).
     ExpiredWatch,
+    /// A list that is refused while the resource is away; its watches end and say 410, so that it has to be listed.
+    Away,
 }
 
 /// What writes meet, one after the other; in between as many go through.
@@ -50,19 +53,15 @@ const OF_WRITES: [Fault; 4] = [Fault::Conflict, Fault::TooManyRequests, Fault::S
 /// Largest answer to a list that is cut.
 const LARGEST: usize = 64 << 20;
 
-#[derive(Debug, Default)]
-struct Counts {
-    writes: AtomicUsize,
-    lists: AtomicUsize,
-    watches: AtomicUsize,
-}
-
 struct Shared {
     client: Client,
     on: AtomicBool,
     /// The next write to this resource meets silence.
     silence: Mutex<Option<&'static str>>,
-    counts: Counts,
+    /// Lists and watches of this resource are refused.
+    away: watch::Sender<Option<&'static str>>,
+    /// Requests so far: writes together, lists and watches by their paths, so that none fails twice in a row.
+    counts: Mutex<BTreeMap<String, usize>>,
     met: Mutex<BTreeMap<Fault, usize>>,
 }
 
@@ -91,7 +90,8 @@ impl FaultyProxy {
             client: Client::try_from(config)?,
             on: AtomicBool::new(false),
             silence: Mutex::default(),
-            counts: Counts::default(),
+            away: watch::Sender::default(),
+            counts: Mutex::default(),
             met: Mutex::default(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -122,6 +122,16 @@ impl FaultyProxy {
         *self.shared.silence.lock().unwrap_or_else(PoisonError::into_inner) = Some(resource);
     }
 
+    /// Ends the watches of a resource (its plural) and refuses lists of it, until [`Self::back`]: what happens meanwhile is never told.
+    pub fn away(&self, resource: &'static str) {
+        self.shared.away.send_replace(Some(resource));
+    }
+
+    /// Ends what [`Self::away`] began.
+    pub fn back(&self) {
+        self.shared.away.send_replace(None);
+    }
+
     /// How often each fault was met.
     pub fn met(&self) -> BTreeMap<Fault, usize> {
         self.shared.met.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -142,18 +152,28 @@ impl Shared {
                 return Some(Fault::Silence);
             }
         }
+        if reads && self.away.borrow().is_some_and(|resource| path.ends_with(&format!("/{resource}"))) {
+            return Some(if query.contains("watch=true") { Fault::ExpiredWatch } else { Fault::Away });
+        }
         if !self.on.load(Ordering::Relaxed) {
             return None;
         }
-        let every = |counter: &AtomicUsize, period: usize| counter.fetch_add(1, Ordering::Relaxed).is_multiple_of(period);
         if query.contains("watch=true") {
-            return every(&self.counts.watches, 2).then_some(Fault::ExpiredWatch);
+            return self.count(&format!("watch {path}")).is_multiple_of(2).then_some(Fault::ExpiredWatch);
         }
         if reads {
-            return (query.contains("limit=") && every(&self.counts.lists, 2)).then_some(Fault::TruncatedList);
+            return (query.contains("limit=") && self.count(&format!("list {path}")).is_multiple_of(2)).then_some(Fault::TruncatedList);
         }
-        let number = self.counts.writes.fetch_add(1, Ordering::Relaxed);
+        let number = self.count("write");
         number.is_multiple_of(2).then(|| OF_WRITES[number / 2 % OF_WRITES.len()])
+    }
+
+    /// How often this was counted before.
+    fn count(&self, what: &str) -> usize {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = counts.entry(what.to_owned()).or_default();
+        *number += 1;
+        *number - 1
     }
 
     async fn forward(&self, request: Request<Body>) -> Result<Response<kube::client::Body>> {
@@ -169,12 +189,15 @@ impl Shared {
 }
 
 async fn answer(State(shared): State<Arc<Shared>>, request: Request<Body>) -> Response<Body> {
-    let Some(fault) = shared.fault(&request) else { return passed_on(shared.forward(request).await) };
+    let Some(fault) = shared.fault(&request) else {
+        let (path, away) = (request.uri().path().to_owned(), shared.away.subscribe());
+        return until_away(passed_on(shared.forward(request).await), path, away);
+    };
     *shared.met.lock().unwrap_or_else(PoisonError::into_inner).entry(fault).or_default() += 1;
     match fault {
         Fault::Conflict => status(StatusCode::CONFLICT, "Conflict"),
         Fault::TooManyRequests => status(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests"),
-        Fault::ServerError => status(StatusCode::INTERNAL_SERVER_ERROR, "InternalError"),
+        Fault::ServerError | Fault::Away => status(StatusCode::INTERNAL_SERVER_ERROR, "InternalError"),
         Fault::LostAnswer => {
             shared.forward(request).await.ok();
             Body::from_stream(stream::once(async { Err::<Bytes, _>(std::io::Error::other("the connection broke")) })).into_response()
@@ -196,6 +219,12 @@ fn passed_on(response: Result<Response<kube::client::Body>>) -> Response<Body> {
         Ok(response) => response.map(Body::new),
         Err(error) => (StatusCode::BAD_GATEWAY, format!("{error:#}")).into_response(),
     }
+}
+
+/// A watch ends when its resource goes away; other answers are over before.
+fn until_away(response: Response<Body>, path: String, mut away: watch::Receiver<Option<&'static str>>) -> Response<Body> {
+    let gone = async move { away.wait_for(|away| away.is_some_and(|resource| path.ends_with(&format!("/{resource}")))).await.map(drop) };
+    response.map(|body| Body::from_stream(body.into_data_stream().take_until(Box::pin(gone))))
 }
 
 async fn truncated(response: Result<Response<kube::client::Body>>) -> Response<Body> {
