@@ -79,7 +79,10 @@ fn node_links(chain: &mut Chain, snapshot: &Snapshot, name: &str) {
     });
     chain.link("the operator made a node state", || match snapshot.state(name) {
         Some(_) => Ok(name.to_owned()),
-        None => broken("there is none", "look at the operator: kubectl -n sriov-network-operator logs deployment/sriov-network-operator"),
+        None => broken(
+            format!("there is none in namespace {}", snapshot.namespace()),
+            format!("look at the operator: kubectl -n {} logs deployment/sriov-network-operator", snapshot.namespace()),
+        ),
     });
     chain.link("the config daemon runs on the node", || runs(snapshot, name, keys::NODE_DAEMON_SET));
     let empty = SriovNetworkNodeState::default();
@@ -139,16 +142,16 @@ fn runs(snapshot: &Snapshot, node: &str, daemon_set: &str) -> Finding {
     let labelled = |pod: &&Pod| pod.metadata.labels.as_ref().and_then(|labels| labels.get("app")).is_some_and(|app| app == daemon_set);
     let here = |pod: &&Pod| pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(node);
     let Some(pod) = snapshot.pods.iter().filter(labelled).find(here) else {
-        return broken("no pod of the DaemonSet is on it", format!("kubectl -n sriov-network-operator describe daemonset {daemon_set}"));
+        return broken("no pod of the DaemonSet is on it", format!("kubectl -n {} describe daemonset {daemon_set}", snapshot.namespace()));
     };
     let name = pod.metadata.name.clone().unwrap_or_default();
     let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.clone()).unwrap_or_default();
     match statuses.iter().find(|container| !container.ready) {
         None if !statuses.is_empty() => Ok(name),
-        None => broken(format!("{name} has not started"), format!("kubectl -n sriov-network-operator describe pod {name}")),
+        None => broken(format!("{name} has not started"), format!("kubectl -n {} describe pod {name}", snapshot.namespace())),
         Some(container) => broken(
             format!("container {} of {name} is not ready, {} restarts", container.name, container.restart_count),
-            format!("kubectl -n sriov-network-operator logs {name} -c {} --previous", container.name),
+            format!("kubectl -n {} logs {name} -c {} --previous", snapshot.namespace(), container.name),
         ),
     }
 }
@@ -212,6 +215,13 @@ pub fn pod(snapshot: &Snapshot, namespace: &str, name: &str) -> Option<Diagnosis
         ),
     });
     let networks = networks.unwrap_or_default();
+    chain.link("the cluster has Multus's kind", || {
+        if snapshot.without_nads {
+            broken("it does not know NetworkAttachmentDefinition", "install Multus; docs/ says how on K3s, RKE2 and Kubespray")
+        } else {
+            Ok("it knows NetworkAttachmentDefinition".to_owned())
+        }
+    });
     for network in &networks {
         nad_links(&mut chain, snapshot, pod, network);
     }

@@ -1,12 +1,13 @@
-//! I/O (tests only): what people and programs see, as files: `testdata/<case>/cluster.yaml` is a cluster, each text there what a view says of it; one whose name
-//! begins with `json-` or `yaml-` is the form for programs.
+//! I/O (tests only): what people and programs see, as files: `testdata/<case>/cluster.yaml` is a cluster, `policy.yaml` what is planned there, each text what a
+//! view says of it; one whose name begins with `json-` or `yaml-` is the form for programs, with `colour-` that for terminals, `<ESC>` for the character.
 //!
 //! `UPDATE_GOLDEN=1` writes the expected texts anew, to be read before they are committed.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use serde::Deserialize as _;
+use serde::{Deserialize as _, Serialize};
 use serde_json::Value;
 use sriov_crds::SriovNetworkNodePolicy;
 
@@ -19,42 +20,44 @@ fn objects(file: &Path) -> Vec<Value> {
     serde_saphyr::from_multiple(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
 }
 
+/// What a view says to people, on a terminal with colours, and to programs.
+fn forms<V: Serialize>(name: &str, view: &V, text: impl Fn(&V, Style) -> String) -> [(String, String); 4] {
+    let value = serde_json::to_value(view).unwrap();
+    [
+        (format!("{name}.txt"), text(view, Style::Plain)),
+        (format!("colour-{name}.txt"), text(view, Style::Coloured).replace('\u{1b}', "<ESC>")),
+        (format!("json-{name}.txt"), format!("{}\n", serde_json::to_string_pretty(&value).unwrap())),
+        (format!("yaml-{name}.txt"), serde_saphyr::to_string(&value).unwrap()),
+    ]
+}
+
 /// Name of the file and what must be in it.
-fn texts(folder: &Path) -> Vec<(String, String)> {
+fn texts(folder: &Path) -> BTreeMap<String, String> {
     let snapshot = Snapshot::read(objects(&folder.join("cluster.yaml")));
-    let style = Style::Plain;
-    let mut texts = vec![
-        ("status.txt".to_owned(), status::status(&snapshot).text(style)),
-        ("pods.txt".to_owned(), pods::pods(&snapshot, None).text(style)),
-        ("history.txt".to_owned(), history::history(&snapshot, None).text(style)),
-    ];
-    for name in snapshot.nodes.iter().filter_map(|node| node.metadata.name.clone()) {
-        let view = node::node(&snapshot, &name).map_or_else(|| "no node state\n".to_owned(), |view| view.text(style));
-        texts.push((format!("node-{name}.txt"), view));
-        texts.push((format!("doctor-node-{name}.txt"), doctor::node(&snapshot, &name).text(style)));
+    let mut texts = BTreeMap::new();
+    texts.extend(forms("status", &status::status(&snapshot), |view, style| view.text(style)));
+    texts.extend(forms("pods", &pods::pods(&snapshot, None), |view, style| view.text(style)));
+    texts.extend(forms("history", &history::history(&snapshot, None), |view, style| view.text(style)));
+    let wanted: Vec<_> = match folder.join("policy.yaml") {
+        file if file.exists() => objects(&file).into_iter().map(|object| SriovNetworkNodePolicy::deserialize(object).unwrap()).collect(),
+        _ => vec![],
+    };
+    texts.extend(forms("plan", &plan::plan(&snapshot, &wanted), |view, style| view.text(style)));
+    let names: Vec<String> = snapshot.nodes.iter().filter_map(|node| node.metadata.name.clone()).collect();
+    let diagnosed = names.iter().map(|name| (format!("doctor-node-{name}"), doctor::node(&snapshot, name)));
+    let pods = snapshot.pods.iter().filter(|pod| pod.metadata.namespace.as_deref() == Some("default")).filter_map(|pod| pod.metadata.name.clone());
+    let diagnosed = diagnosed.chain(pods.map(|name| (format!("doctor-pod-{name}"), doctor::pod(&snapshot, "default", &name).unwrap())));
+    let diagnosed: Vec<_> = diagnosed.collect();
+    // All chains of a case in one text; the forms of one are those of all.
+    let all = diagnosed.iter().map(|(_, diagnosis)| diagnosis.text(Style::Plain)).collect::<Vec<_>>().join("\n");
+    texts.insert("doctor.txt".to_owned(), all);
+    if let Some((name, broken)) = diagnosed.iter().find(|(_, diagnosis)| !diagnosis.is_whole()) {
+        texts.extend(forms(name, broken, |view, style| view.text(style)));
     }
-    let programs = [
-        ("status", serde_json::to_value(status::status(&snapshot))),
-        ("pods", serde_json::to_value(pods::pods(&snapshot, None))),
-        ("history", serde_json::to_value(history::history(&snapshot, None))),
-        ("node", serde_json::to_value(node::node(&snapshot, "node1"))),
-        ("doctor", serde_json::to_value([doctor::node(&snapshot, "node2")])),
-    ];
-    for (name, value) in programs {
-        let value = value.unwrap();
-        texts.push((format!("json-{name}.txt"), format!("{}\n", serde_json::to_string_pretty(&value).unwrap())));
-        texts.push((format!("yaml-{name}.txt"), serde_saphyr::to_string(&value).unwrap()));
-    }
-    for pod in snapshot.pods.iter().filter(|pod| pod.metadata.namespace.as_deref() == Some("default")) {
-        let name = pod.metadata.name.clone().unwrap_or_default();
-        texts.push((format!("doctor-pod-{name}.txt"), doctor::pod(&snapshot, "default", &name).unwrap().text(style)));
-    }
-    let policies = folder.join("policy.yaml");
-    if policies.exists() {
-        let wanted: Vec<_> = objects(&policies).into_iter().map(|object| SriovNetworkNodePolicy::deserialize(object).unwrap()).collect();
-        let plan = plan::plan(&snapshot, &wanted);
-        texts.push(("plan.txt".to_owned(), plan.text(style)));
-        texts.push(("json-plan.txt".to_owned(), format!("{}\n", serde_json::to_string_pretty(&plan).unwrap())));
+    let views: Vec<_> = names.iter().filter_map(|name| Some((name, node::node(&snapshot, name)?))).collect();
+    texts.insert("node.txt".to_owned(), views.iter().map(|(_, view)| view.text(Style::Plain)).collect::<Vec<_>>().join("\n"));
+    if let Some((name, view)) = views.first() {
+        texts.extend(forms(&format!("node-{name}"), view, |view, style| view.text(style)));
     }
     texts
 }
@@ -77,6 +80,7 @@ fn every_view_says_what_is_written_down() {
             }
             count += 1;
         }
+        // What is not written any more would stay as if it were checked.
         let files = fs::read_dir(&folder).unwrap().filter(|entry| entry.as_ref().unwrap().path().extension().is_some_and(|e| e == "txt")).count();
         assert_eq!(files, expected.len(), "{} holds a text that no view writes", folder.display());
     }

@@ -12,7 +12,7 @@ pub mod snapshot;
 pub mod status;
 pub mod table;
 
-pub use snapshot::Snapshot;
+pub use snapshot::{DEFAULT_NAMESPACE, Snapshot};
 
 #[cfg(test)]
 mod golden;

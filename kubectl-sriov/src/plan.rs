@@ -1,18 +1,18 @@
 //! Pure: `kubectl sriov plan -f`: what policies would ask of each node, compared with what is asked of it now. Nothing is changed anywhere.
 //!
 //! The rules are those that the operator renders with (`sriov_crds::resolve`). What the daemon would do step by step it publishes itself once the policy
-//! is there; here is said what that costs: VFs are made anew whenever their number changes, so whoever holds one has to leave.
-
-use std::fmt::Write as _;
+//! is there; here is said what that costs: VFs are made anew whenever their number or the eswitch mode changes, and one that gets another driver is unbound,
+//! so whoever holds one has to leave.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use serde::Serialize;
-use sriov_crds::SriovNetworkNodePolicy;
 use sriov_crds::keys::LEGACY_DEFAULT_POLICY;
 use sriov_crds::node_policy::VFIO_PCI;
-use sriov_crds::node_state::{Interface, InterfaceStatus};
+use sriov_crds::node_state::{Interface, InterfaceStatus, VfGroup, VfStatus};
 use sriov_crds::resolve::{self, Policy};
+use sriov_crds::{SriovNetworkNodePolicy, VfRange};
 
 use crate::snapshot::{Snapshot, pf_name};
 use crate::table::{Cell, Style, Tone, table};
@@ -36,10 +36,12 @@ pub struct Plan {
 pub enum Disruption {
     /// It cannot be so before the node has booted with an IOMMU.
     Reboot,
-    /// VFs that pods hold go: the node is drained of those pods.
+    /// VFs that somebody holds go: the node is drained of those pods.
     Drain,
     /// The same where `disableDrain` is set: nobody takes the pods away, and the change waits for them.
     WaitForPods,
+    /// The PF stays as it is, because what is asked cannot be had.
+    Refused,
     /// Nobody notices.
     None,
 }
@@ -50,6 +52,7 @@ impl Disruption {
             Self::Reboot => Cell::toned("reboot", Tone::Bad),
             Self::Drain => Cell::toned("drain", Tone::Warning),
             Self::WaitForPods => Cell::toned("waits for pods", Tone::Warning),
+            Self::Refused => Cell::toned("refused", Tone::Bad),
             Self::None => Cell::toned("none", Tone::Good),
         }
     }
@@ -61,7 +64,7 @@ impl Disruption {
 pub struct Change {
     /// What it costs.
     pub disruption: Disruption,
-    /// Pods that hold a VF that would go, `<namespace>/<name>`. A drain or eviction waits for them.
+    /// Who holds a VF that would go: pods as `<namespace>/<name>`, others as the daemon calls them. The change waits for them.
     pub disturbed: Vec<String>,
     /// The node.
     pub node: String,
@@ -75,9 +78,19 @@ pub struct Change {
 pub fn plan(snapshot: &Snapshot, wanted: &[SriovNetworkNodePolicy]) -> Plan {
     let name = |policy: &SriovNetworkNodePolicy| policy.metadata.name.clone().unwrap_or_default();
     let mut policies: BTreeMap<String, &SriovNetworkNodePolicy> = snapshot.policies.iter().map(|policy| (name(policy), policy)).collect();
-    policies.extend(wanted.iter().map(|policy| (name(policy), policy)));
-    policies.remove(LEGACY_DEFAULT_POLICY);
     let mut view = Plan::default();
+    for policy in wanted {
+        match policy.metadata.namespace.as_deref().filter(|namespace| *namespace != snapshot.namespace()) {
+            None => {
+                policies.insert(name(policy), policy);
+            }
+            Some(elsewhere) => {
+                let (name, ours) = (name(policy), snapshot.namespace());
+                view.malformed.push(format!("policy {name}: it is for namespace {elsewhere}, and the operator reads policies of {ours} only"));
+            }
+        }
+    }
+    policies.remove(LEGACY_DEFAULT_POLICY);
     let mut read = Vec::new();
     for (name, policy) in policies {
         match Policy::read(&name, &policy.spec) {
@@ -109,65 +122,139 @@ pub fn plan(snapshot: &Snapshot, wanted: &[SriovNetworkNodePolicy]) -> Plan {
 fn node_changes(snapshot: &Snapshot, node: &str, policies: &[Policy]) -> Vec<Change> {
     let Some(state) = snapshot.state(node) else { return vec![] };
     let pfs = state.status.as_ref().map(|status| status.interfaces.as_slice()).unwrap_or_default();
-    let wanted = resolve::spec(policies, pfs).interfaces;
-    let find = |list: &[Interface], pf: &InterfaceStatus| list.iter().find(|i| i.pci_address == pf.pci_address).cloned();
-    let change = |pf: &InterfaceStatus| {
-        let (old, new) = (find(&state.spec.interfaces, pf).unwrap_or_default(), find(&wanted, pf).unwrap_or_default());
-        let mut what = differences(&old, &new, pf);
-        let without_iommu = state.status.as_ref().and_then(|status| status.system.as_ref()?.iommu.as_deref()) == Some("inactive");
-        let reboot = without_iommu && new.vf_groups.iter().any(|group| group.device_type.as_deref() == Some(VFIO_PCI));
+    let mut wanted = resolve::spec(policies, pfs).interfaces;
+    // Another operator wrote this one, which has no fields for these.
+    if state.spec.policy_revision.is_none() {
+        for group in wanted.iter_mut().flat_map(|interface| &mut interface.vf_groups) {
+            (group.need_vhost_net, group.exclude_topology) = (false, false);
+        }
+    }
+    let find = |list: &[Interface], pf: &InterfaceStatus| list.iter().find(|i| i.pci_address == pf.pci_address).cloned().unwrap_or_default();
+    let wishes = pfs.iter().map(|pf| Wish { pf, old: find(&state.spec.interfaces, pf), new: find(&wanted, pf) });
+    let without_iommu = state.status.as_ref().and_then(|status| status.system.as_ref()?.iommu.as_deref()) == Some("inactive");
+    wishes.filter_map(|wish| wish.change(snapshot, node, without_iommu)).collect()
+}
+
+/// What a PF is, is to be now and would be to be.
+struct Wish<'a> {
+    pf: &'a InterfaceStatus,
+    old: Interface,
+    new: Interface,
+}
+
+impl Wish<'_> {
+    fn change(&self, snapshot: &Snapshot, node: &str, without_iommu: bool) -> Option<Change> {
+        let mut what = self.differences();
+        if what.is_empty() {
+            return None;
+        }
+        let refusals = self.refusals();
+        let reboot = without_iommu && self.new.vf_groups.iter().any(|group| group.device_type.as_deref() == Some(VFIO_PCI));
         if reboot {
             what.push("vfio-pci needs an IOMMU, which is inactive".to_owned());
         }
-        let anew = new.num_vfs != pf.num_vfs && !new.externally_managed;
-        let held = if anew { snapshot.used(node, pf) } else { std::collections::BTreeSet::new() };
-        let pods = snapshot.attachments().into_iter().filter(|a| a.node == node && held.contains(&a.pci_address));
-        let mut disturbed: Vec<String> = pods.map(|a| format!("{}/{}", a.namespace, a.pod)).collect();
-        disturbed.dedup();
-        let disruption = match (reboot, disturbed.is_empty()) {
-            (true, _) => Disruption::Reboot,
-            (false, true) => Disruption::None,
-            (false, false) if snapshot.drain_disabled() => Disruption::WaitForPods,
-            (false, false) => Disruption::Drain,
+        what.extend(refusals.iter().map(|why| format!("refused: {why}")));
+        // What is refused leaves the PF as it is.
+        let disturbed = if refusals.is_empty() { self.holders(snapshot, node) } else { vec![] };
+        let disruption = match (refusals.is_empty(), reboot, disturbed.is_empty()) {
+            (false, ..) => Disruption::Refused,
+            (true, true, _) => Disruption::Reboot,
+            (true, false, true) => Disruption::None,
+            (true, false, false) if snapshot.drain_disabled() => Disruption::WaitForPods,
+            (true, false, false) => Disruption::Drain,
         };
-        (!what.is_empty()).then(|| Change { disruption, disturbed, node: node.to_owned(), pf: pf_name(pf), what })
-    };
-    pfs.iter().filter_map(change).collect()
+        Some(Change { disruption, disturbed, node: node.to_owned(), pf: pf_name(self.pf), what })
+    }
+
+    /// What the daemon would not do.
+    fn refusals(&self) -> Vec<String> {
+        let (new, pf) = (&self.new, self.pf);
+        let mut why = Vec::new();
+        if new.num_vfs > pf.total_vfs {
+            why.push(format!("the PF can have {} VFs", pf.total_vfs));
+        }
+        if new.num_vfs > 0 && pf.supported == Some(false) {
+            why.push("the model is not in supported-nic-ids".to_owned());
+        }
+        if new.externally_managed && new.num_vfs > pf.num_vfs {
+            why.push(format!("somebody else makes the VFs, and there are {}", pf.num_vfs));
+        }
+        why
+    }
+
+    /// Who holds the VFs that would go.
+    fn holders(&self, snapshot: &Snapshot, node: &str) -> Vec<String> {
+        let pods = snapshot.attachments();
+        let of = |vf: &VfStatus| {
+            let pod = pods.iter().find(|a| a.node == node && a.pci_address == vf.pci_address);
+            pod.map(|a| format!("{}/{}", a.namespace, a.pod)).or_else(|| vf.assigned.clone())
+        };
+        let mut holders: Vec<String> = self.pf.vfs.iter().filter(|vf| self.goes(vf)).filter_map(of).collect();
+        holders.sort();
+        holders.dedup();
+        holders
+    }
+
+    /// Whether a VF is made anew or gets another driver or vDPA device, so that nobody may hold it.
+    fn goes(&self, vf: &VfStatus) -> bool {
+        let (new, pf) = (&self.new, self.pf);
+        let wanted = !new.pci_address.is_empty();
+        let externally = if wanted { new.externally_managed } else { self.old.externally_managed };
+        if !externally && (new.num_vfs != pf.num_vfs || wanted && mode(new.eswitch_mode.as_ref()) != mode(pf.eswitch_mode.as_ref())) {
+            return true;
+        }
+        let has = |group: &&VfGroup| {
+            let range = group.vf_range.as_deref().and_then(|text| text.parse::<VfRange>().ok());
+            range.zip(u16::try_from(vf.vf_id).ok()).is_some_and(|(range, index)| range.contains(index))
+        };
+        new.vf_groups.iter().find(has).is_some_and(|group| {
+            let userspace = group.device_type.as_deref() == Some(VFIO_PCI);
+            userspace != (vf.driver.as_deref() == Some(VFIO_PCI)) || given(group.vdpa_type.as_ref()) != given(vf.vdpa_type.as_ref())
+        })
+    }
+
+    /// One text for each thing that differs.
+    fn differences(&self) -> Vec<String> {
+        let (old, new) = (&self.old, &self.new);
+        let shown = |value: Option<i64>| value.map_or_else(|| "as it is".to_owned(), |value| value.to_string());
+        let link = |i: &Interface| given(i.link_type.as_ref()).map_or_else(|| "as it is".to_owned(), str::to_uppercase);
+        let maker = |i: &Interface| if i.externally_managed { "somebody else" } else { "the operator" }.to_owned();
+        let groups = |i: &Interface| i.vf_groups.iter().map(group).collect::<Vec<_>>().join(", ");
+        let or_nothing = |text: String| if text.is_empty() { "nothing".to_owned() } else { text };
+        let both = [
+            ("VFs", old.num_vfs.to_string(), new.num_vfs.to_string()),
+            ("MTU", shown(old.mtu), shown(new.mtu)),
+            ("link type", link(old), link(new)),
+            ("eswitch", mode(old.eswitch_mode.as_ref()), mode(new.eswitch_mode.as_ref())),
+            ("VFs made by", maker(old), maker(new)),
+            ("VF groups", or_nothing(groups(old)), or_nothing(groups(new))),
+        ];
+        both.into_iter().filter(|(_, before, after)| before != after).map(|(what, before, after)| format!("{what} {before} -> {after}")).collect()
+    }
 }
 
-/// One text for each thing that differs.
-fn differences(old: &Interface, new: &Interface, pf: &InterfaceStatus) -> Vec<String> {
-    let mut texts = Vec::new();
-    if old.num_vfs != new.num_vfs {
-        texts.push(format!("VFs {} -> {}", old.num_vfs, new.num_vfs));
-    }
-    if new.num_vfs > pf.total_vfs {
-        texts.push(format!("refused: the PF can have {} VFs", pf.total_vfs));
-    }
-    if new.num_vfs > 0 && pf.supported == Some(false) {
-        texts.push("refused: the model is not in supported-nic-ids".to_owned());
-    }
-    let shown = |value: Option<i64>| value.map_or_else(|| "as it is".to_owned(), |value| value.to_string());
-    if old.mtu != new.mtu {
-        texts.push(format!("MTU {} -> {}", shown(old.mtu), shown(new.mtu)));
-    }
-    let mode = |i: &Interface| i.eswitch_mode.clone().filter(|mode| !mode.is_empty()).unwrap_or_else(|| "legacy".to_owned());
-    if mode(old) != mode(new) {
-        texts.push(format!("eswitch {} -> {}", mode(old), mode(new)));
-    }
-    let groups = |i: &Interface| {
-        let group = |g: &sriov_crds::node_state::VfGroup| {
-            let text = |text: &Option<String>| text.clone().unwrap_or_default();
-            format!("{} as {} of {}", text(&g.vf_range), text(&g.device_type), text(&g.resource_name))
-        };
-        i.vf_groups.iter().map(group).collect::<Vec<_>>().join(", ")
-    };
-    let (before, after) = (groups(old), groups(new));
-    if before != after {
-        let or_nothing = |text: String| if text.is_empty() { "nothing".to_owned() } else { text };
-        texts.push(format!("VF groups {} -> {}", or_nothing(before), or_nothing(after)));
-    }
-    texts
+/// Fields of the API that are empty are as good as absent.
+fn given(text: Option<&String>) -> Option<&str> {
+    text.map(String::as_str).filter(|text| !text.is_empty())
+}
+
+fn mode(text: Option<&String>) -> String {
+    given(text).unwrap_or("legacy").to_lowercase()
+}
+
+/// Everything that the daemon and the device plugin make of a group.
+fn group(group: &VfGroup) -> String {
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    let more = [
+        group.mtu.map(|mtu| format!("MTU {mtu}")),
+        group.is_rdma.then(|| "RDMA".to_owned()),
+        given(group.vdpa_type.as_ref()).map(|kind| format!("vDPA {kind}")),
+        group.need_vhost_net.then(|| "vhost-net".to_owned()),
+        group.exclude_topology.then(|| "no NUMA node".to_owned()),
+    ];
+    let more: Vec<String> = more.into_iter().flatten().collect();
+    let more = if more.is_empty() { String::new() } else { format!(" ({})", more.join(", ")) };
+    format!("{} as {} of {}{more}", text(&group.vf_range), text(&group.device_type), text(&group.resource_name))
 }
 
 impl Plan {
@@ -176,7 +263,7 @@ impl Plan {
         let mut text: String = self.malformed.iter().map(|line| style.paint(Tone::Bad, line) + "\n").collect();
         if !self.changes.is_empty() {
             let rows: Vec<Vec<Cell>> = self.changes.iter().map(Change::row).collect();
-            text += &table(&["DISRUPTION", "NODE", "PF", "CHANGE", "PODS THAT MUST LEAVE"], &rows, style);
+            text += &table(&["DISRUPTION", "NODE", "PF", "CHANGE", "MUST LEAVE FIRST"], &rows, style);
         }
         if !self.unchanged.is_empty() {
             _ = writeln!(text, "unchanged: {}", self.unchanged.join(", "));

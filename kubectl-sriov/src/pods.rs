@@ -26,6 +26,8 @@ pub struct Held {
     pub vf: Option<i64>,
     /// VLAN of the network; none is untagged.
     pub vlan: Option<u64>,
+    /// Lowest transmit rate, Mb/s.
+    pub min_tx_rate: Option<u64>,
     /// Highest transmit rate, Mb/s.
     pub max_tx_rate: Option<u64>,
 }
@@ -43,6 +45,7 @@ pub fn pods(snapshot: &Snapshot, node: Option<&str>) -> Pods {
             pf: found.map(|(pf, _)| pf_name(pf)),
             vf: found.map(|(_, vf)| vf.vf_id),
             vlan: number("vlan"),
+            min_tx_rate: number("min_tx_rate"),
             max_tx_rate: number("max_tx_rate"),
             attachment,
         }
@@ -61,7 +64,9 @@ impl Pods {
         let row = |held: &Held| -> Vec<Cell> {
             let a = &held.attachment;
             let vf = held.vf.map(|vf| format!("{} vf {vf}", held.pf.clone().unwrap_or_default())).unwrap_or_default();
-            let rate = held.max_tx_rate.map(|rate| format!("{rate} Mb/s")).unwrap_or_default();
+            let rates = [("min", held.min_tx_rate), ("max", held.max_tx_rate)];
+            let rates: Vec<String> = rates.into_iter().filter_map(|(which, rate)| Some(format!("{which} {}", rate?))).collect();
+            let rates = if rates.is_empty() { String::new() } else { format!("{} Mb/s", rates.join(", ")) };
             [
                 a.node.clone(),
                 format!("{}/{}", a.namespace, a.pod),
@@ -71,13 +76,13 @@ impl Pods {
                 a.pci_address.clone(),
                 a.mac.clone().unwrap_or_default(),
                 number(held.vlan),
-                rate,
+                rates,
                 a.addresses.join(","),
             ]
             .map(Cell::from)
             .into()
         };
         let rows: Vec<Vec<Cell>> = self.attachments.iter().map(row).collect();
-        table(&["NODE", "POD", "INTERFACE", "NETWORK", "VF", "ADDRESS", "MAC", "VLAN", "MAX RATE", "IP"], &rows, style)
+        table(&["NODE", "POD", "INTERFACE", "NETWORK", "VF", "ADDRESS", "MAC", "VLAN", "RATES", "IP"], &rows, style)
     }
 }

@@ -18,9 +18,16 @@ const NETWORK_STATUS: &str = "k8s.v1.cni.cncf.io/network-status";
 /// Annotation in which a pod asks for networks.
 pub const NETWORKS: &str = "k8s.v1.cni.cncf.io/networks";
 
+/// Where the operator runs unless somebody says otherwise.
+pub const DEFAULT_NAMESPACE: &str = "sriov-network-operator";
+
 /// A cluster at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
+    /// Where the operator runs, if not in [`DEFAULT_NAMESPACE`].
+    pub operator_namespace: Option<String>,
+    /// Whether the cluster was asked for NADs and does not know the kind, so that Multus cannot run.
+    pub without_nads: bool,
     /// All nodes.
     pub nodes: Vec<Node>,
     /// Node states of the operator's namespace.
@@ -90,6 +97,17 @@ impl Snapshot {
             "Event" => put(&mut self.events, object, unreadable),
             _ => {}
         }
+    }
+
+    /// Where the operator runs.
+    pub fn namespace(&self) -> &str {
+        self.operator_namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE)
+    }
+
+    /// Whether nothing was read that a view shows.
+    pub fn is_empty(&self) -> bool {
+        let ours = self.states.is_empty() && self.policies.is_empty() && self.configs.is_empty();
+        ours && self.nodes.is_empty() && self.nads.is_empty() && self.pods.is_empty() && self.events.is_empty() && self.unreadable.is_empty()
     }
 
     /// The node state of a node.

@@ -134,7 +134,11 @@ fn problems(snapshot: &Snapshot) -> Vec<Problem> {
     for node in snapshot.nodes.iter().filter(|node| snapshot.is_managed(node)) {
         let name = node.metadata.name.as_deref().unwrap_or_default();
         if snapshot.state(name).is_none() {
-            found.push(problem(format!("node {name}"), "NoNodeState", "it is labelled but has no node state: does the operator run?"));
+            found.push(problem(
+                format!("node {name}"),
+                "NoNodeState",
+                "it is labelled but has no node state: does the operator run, and in this namespace (--operator-namespace)?",
+            ));
         }
     }
     found
