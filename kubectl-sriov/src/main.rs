@@ -2,7 +2,9 @@
 
 mod cluster;
 
+use std::collections::BTreeSet;
 use std::io::{IsTerminal as _, Write as _};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -27,7 +29,7 @@ struct Cli {
 #[derive(Debug, Args)]
 struct Common {
     /// Namespace of the operator.
-    #[arg(short = 'N', long, global = true, default_value = "sriov-network-operator")]
+    #[arg(short = 'N', long, global = true, default_value = kubectl_sriov::DEFAULT_NAMESPACE)]
     operator_namespace: String,
     /// A file of this user's kubectl [default: KUBECONFIG, or ~/.kube/config].
     #[arg(long, global = true)]
@@ -102,22 +104,26 @@ fn main() -> ExitCode {
     }
 }
 
-/// Exit codes: 0, 1 when a chain is broken (`doctor`), 2 for errors.
+/// Exit codes: 0, 1 when a chain is broken (`doctor`) or a policy cannot be carried out (`plan`), 2 for errors.
 fn run(cli: &Cli) -> Result<ExitCode> {
     if let Verb::Completion { shell } = cli.verb {
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut Cli::command().bin_name("kubectl-sriov"), "kubectl-sriov", &mut script);
-        return print(&String::from_utf8(script)?);
+        return print(&String::from_utf8(script)?).map(|_| ExitCode::SUCCESS);
     }
     if cli.common.from.is_empty() {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         return runtime.block_on(online(cli));
     }
-    let mut snapshot = Snapshot::default();
+    let mut snapshot = Snapshot { operator_namespace: Some(cli.common.operator_namespace.clone()), ..Snapshot::default() };
     for file in &cli.common.from {
         for object in documents(file)? {
             snapshot.add(object);
         }
+    }
+    if snapshot.is_empty() {
+        let files: Vec<String> = cli.common.from.iter().map(|file| file.display().to_string()).collect();
+        bail!("{} holds no object that a view shows: no Node, Pod, Event, NetworkAttachmentDefinition or object of the operator", files.join(", "));
     }
     show(cli, &snapshot)
 }
@@ -130,32 +136,47 @@ async fn online(cli: &Cli) -> Result<ExitCode> {
     }
     let clear = if std::io::stdout().is_terminal() { "\u{1b}[2J\u{1b}[H" } else { "" };
     cluster::watch(&client, &common.operator_namespace, |snapshot| {
-        print(clear)?;
-        show(cli, &snapshot).map(drop)
+        if print(clear)?.is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+        output(cli, &status::status(snapshot), |view| view.text(style()))
     })
     .await?;
     Ok(ExitCode::SUCCESS)
 }
 
+fn style() -> Style {
+    if std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()) && std::io::stdout().is_terminal() { Style::Coloured } else { Style::Plain }
+}
+
 fn show(cli: &Cli, snapshot: &Snapshot) -> Result<ExitCode> {
-    let style =
-        if std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()) && std::io::stdout().is_terminal() { Style::Coloured } else { Style::Plain };
-    match &cli.verb {
+    let style = style();
+    let mut code = ExitCode::SUCCESS;
+    let _ = match &cli.verb {
         Verb::Status | Verb::Watch | Verb::Completion { .. } => output(cli, &status::status(snapshot), |view| view.text(style)),
         Verb::Node { name } => {
             let view =
                 node::node(snapshot, name).with_context(|| format!("node {name} has no node state: `kubectl sriov doctor node/{name}` says why"))?;
             output(cli, &view, |view| view.text(style))
         }
-        Verb::Plan { file } => output(cli, &plan::plan(snapshot, &policies(file)?), |view| view.text(style)),
+        Verb::Plan { file } => {
+            let plan = plan::plan(snapshot, &policies(file)?);
+            if !plan.malformed.is_empty() {
+                code = ExitCode::FAILURE;
+            }
+            output(cli, &plan, |view| view.text(style))
+        }
         Verb::Pods { node } => output(cli, &pods::pods(snapshot, node.as_deref()), |view| view.text(style)),
         Verb::History { node } => output(cli, &history::history(snapshot, node.as_deref()), |view| view.text(style)),
         Verb::Doctor { subject } => {
             let diagnoses = diagnoses(snapshot, subject.as_deref())?;
-            output(cli, &diagnoses, |all| all.iter().map(|d| d.text(style)).collect::<Vec<_>>().join("\n"))?;
-            Ok(if diagnoses.iter().all(doctor::Diagnosis::is_whole) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            if !diagnoses.iter().all(doctor::Diagnosis::is_whole) {
+                code = ExitCode::FAILURE;
+            }
+            output(cli, &diagnoses, |all| all.iter().map(|d| d.text(style)).collect::<Vec<_>>().join("\n"))
         }
-    }
+    }?;
+    Ok(code)
 }
 
 fn diagnoses(snapshot: &Snapshot, subject: Option<&str>) -> Result<Vec<doctor::Diagnosis>> {
@@ -178,7 +199,7 @@ fn diagnoses(snapshot: &Snapshot, subject: Option<&str>) -> Result<Vec<doctor::D
     Ok(vec![found])
 }
 
-fn output<T: Serialize>(cli: &Cli, view: &T, text: impl FnOnce(&T) -> String) -> Result<ExitCode> {
+fn output<T: Serialize>(cli: &Cli, view: &T, text: impl FnOnce(&T) -> String) -> Result<ControlFlow<()>> {
     print(&match cli.common.output {
         Output::Table => text(view),
         Output::Json => format!("{}\n", serde_json::to_string_pretty(view)?),
@@ -192,13 +213,23 @@ fn policies(file: &Path) -> Result<Vec<SriovNetworkNodePolicy>> {
         Some(items) => std::mem::take(items),
         None => vec![object],
     };
-    let objects = documents(file)?.into_iter().flat_map(flat).filter(|object| object["kind"] == "SriovNetworkNodePolicy");
-    let policies = objects.map(|object| SriovNetworkNodePolicy::deserialize(object).with_context(|| format!("{} is not a policy", file.display())));
+    let objects: Vec<Value> = documents(file)?.into_iter().flat_map(flat).collect();
+    let kind = |object: &Value| object["kind"].as_str().unwrap_or("objects without a kind").to_owned();
+    let kinds: BTreeSet<String> = objects.iter().map(kind).collect();
+    let policies = objects.into_iter().filter(|object| object["kind"] == "SriovNetworkNodePolicy").map(|object| policy(file, object));
     let policies = policies.collect::<Result<Vec<_>>>()?;
     if policies.is_empty() {
-        bail!("{} holds no SriovNetworkNodePolicy", file.display());
+        let found = if kinds.is_empty() { "nothing".to_owned() } else { kinds.into_iter().collect::<Vec<_>>().join(", ") };
+        bail!("{} holds no SriovNetworkNodePolicy; it holds {found}", file.display());
     }
     Ok(policies)
+}
+
+fn policy(file: &Path, object: Value) -> Result<SriovNetworkNodePolicy> {
+    let Some(name) = object["metadata"]["name"].as_str().map(str::to_owned) else {
+        bail!("{} has a SriovNetworkNodePolicy without metadata.name", file.display());
+    };
+    SriovNetworkNodePolicy::deserialize(object).with_context(|| format!("{}: SriovNetworkNodePolicy {name}", file.display()))
 }
 
 fn documents(file: &Path) -> Result<Vec<Value>> {
@@ -207,10 +238,11 @@ fn documents(file: &Path) -> Result<Vec<Value>> {
     serde_saphyr::from_multiple(&text).with_context(|| format!("read the YAML of {}", file.display()))
 }
 
-fn print(text: &str) -> Result<ExitCode> {
+/// Whether anybody still reads.
+fn print(text: &str) -> Result<ControlFlow<()>> {
     match std::io::stdout().write_all(text.as_bytes()) {
         // Whoever reads has seen enough, as `head` has.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
-        written => written.map(|()| ExitCode::SUCCESS).context("write"),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
+        written => written.map(|()| ControlFlow::Continue(())).context("write"),
     }
 }
