@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use sriov_host::testing::{FakeSysfs, SysfsTree, igb_pf};
 
-use crate::kubelet::{Kubelet, SOON};
+use crate::kubelet::{Kubelet, Resource, SOON};
 use crate::lab::artifacts::product;
 
 /// The VFs of the machine.
@@ -186,4 +186,10 @@ pub fn names(folder: &Path) -> Result<Vec<String>> {
     let mut names = fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect::<Result<Vec<_>>>()?;
     names.sort();
     Ok(names)
+}
+
+/// A resource of which exactly these devices were listed last.
+pub fn has(ids: &[&str]) -> impl Fn(&Resource) -> bool {
+    let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+    move |resource| resource.lists.last().is_some() && resource.ids() == ids
 }
