@@ -8,11 +8,16 @@ listed_packages() {
   sed 's/#.*//' "$1/hack/debian-packages" | tr -s ' \t\n' '\n' | sed '/^$/d'
 }
 
-# The listed packages that are not installed. $1: repository root.
-missing_packages() {
-  for package in $(listed_packages "$1"); do
+# Those of the named packages that are not installed.
+not_installed() {
+  for package in "$@"; do
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || echo "$package"
   done
+}
+
+# The listed packages that are not installed. $1: repository root.
+missing_packages() {
+  not_installed $(listed_packages "$1")
 }
 
 # 1:10.0.2+ds-2~bpo12+1 -> 10
@@ -75,4 +80,46 @@ install_packages() {
     DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends $others || return 1
   fi
   DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends ${from_backports:+-t "$from_backports"} qemu-system-x86
+}
+
+# What follows an option, as `--option value` or `--option=value`; nothing if it is not there. $1: the option, rest: a command line.
+value_of() {
+  wanted=$1
+  shift
+  while [ $# -gt 0 ]; do
+    case $1 in
+      "$wanted") echo "${2:-}" && return ;;
+      "$wanted"=*) echo "${1#*=}" && return ;;
+    esac
+    shift
+  done
+}
+
+# The Debian packages for compiling for another processor than this machine's; nothing for its own or an unknown one. $1: Debian's name of the processor.
+cross_packages() {
+  [ "$1" != "$(dpkg --print-architecture)" ] || return 0
+  case $1 in
+    arm64) echo gcc-aarch64-linux-gnu libc6-dev-arm64-cross ;;
+    amd64) echo gcc-x86-64-linux-gnu libc6-dev-amd64-cross ;;
+  esac
+}
+
+# Installs what compiling for another processor needs. $1: repository root, $2: Debian's name of the processor.
+install_cross() {
+  packages=$(cross_packages "$2")
+  [ -n "$packages" ] || return 0
+  missing=$(not_installed $packages)
+  if [ -n "$missing" ]; then
+    if [ "$(id -u)" != 0 ]; then
+      echo "root is needed once, to install:" $missing >&2
+      return 1
+    fi
+    apt-get -q update || return 1
+    DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends $missing || return 1
+  fi
+  case $2 in arm64) target=aarch64-unknown-linux-gnu ;; amd64) target=x86_64-unknown-linux-gnu ;; esac
+  # Without rustup cargo says itself what it lacks.
+  if command -v rustup >/dev/null && ! (cd "$1" && rustup target list --installed) | grep -qx "$target"; then
+    (cd "$1" && rustup target add "$target")
+  fi
 }

@@ -146,3 +146,29 @@ fn an_image_for_another_processor_is_never_one_of_this_one() {
     let error = image(&["--out", &folder.path().join("out").display().to_string(), "--arch", other]).unwrap_err().to_string();
     assert!(error.contains("--profile dist"), "{error}");
 }
+
+#[test]
+fn an_image_for_an_unknown_processor_is_refused_with_those_that_are_known() {
+    let error = image(&["--profile", "dist", "--arch", "mips"]).unwrap_err().to_string();
+    assert!(error.contains("mips") && error.contains("amd64, arm64"), "{error}");
+}
+
+#[test]
+fn a_missing_compiler_of_another_processor_is_said_before_anything_is_compiled() {
+    let folder = tempfile::tempdir().unwrap();
+    let other = if std::env::consts::ARCH == "aarch64" { "amd64" } else { "arm64" };
+    // A PATH with what cargo needs and no compiler of another processor.
+    let tools = folder.path().join("bin");
+    fs::create_dir(&tools).unwrap();
+    for tool in ["rustc", "git", "cc", "ld", "env"] {
+        let found = output(Command::new("sh").args(["-c", &format!("command -v {tool}")])).unwrap();
+        std::os::unix::fs::symlink(found.trim(), tools.join(tool)).unwrap();
+    }
+    let mut command = Command::new(env!("CARGO"));
+    command.args(["xtask", "image", "--profile", "dist", "--arch", other, "--out"]).arg(folder.path().join("out")).current_dir(workspace());
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CARGO_") && name != "CARGO_TARGET_DIR") {
+        command.env_remove(name);
+    }
+    let error = output(command.env("PATH", &tools)).unwrap_err().to_string();
+    assert!(error.contains("linux-gnu-gcc does not run here") && error.contains(&format!("hack/image --arch {other}")), "{error}");
+}

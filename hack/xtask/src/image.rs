@@ -79,6 +79,14 @@ impl Architecture {
         }
     }
 
+    /// `e_machine` of its programs.
+    pub(crate) fn elf_machine(self) -> u64 {
+        match self {
+            Self::Amd64 => 62,
+            Self::Arm64 => 183,
+        }
+    }
+
     /// Whether this machine is one.
     pub(crate) fn is_here(self) -> bool {
         self.machine() == std::env::consts::ARCH

@@ -4,6 +4,7 @@
 
 mod chart;
 mod check;
+mod elf;
 mod gen_crds;
 mod gen_docs;
 mod gen_nic_names;

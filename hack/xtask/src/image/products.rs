@@ -11,6 +11,7 @@ use clap::ValueEnum;
 use serde::Deserialize;
 
 use super::{Architecture, Content, Digest, ImageSpec, sbom, write_oci_archive};
+use crate::elf;
 use crate::workspace::{Workspace, show, stdout_of};
 
 /// How the binaries are compiled.
@@ -110,6 +111,8 @@ pub(crate) fn archives(workspace: &Workspace, what: Build, built: &[(String, Pat
         .map(|recipe| {
             let mut spec = ImageSpec { architecture, ..described(recipe) };
             for binary in programs(recipe, built, (profile == Profile::Dev).then_some(stripped.as_path()))? {
+                let bytes = std::fs::read(&binary.path).with_context(|| format!("read {}", binary.path.display()))?;
+                fits(&bytes, architecture).with_context(|| format!("put {} into {}", binary.path.display(), recipe.name))?;
                 spec.add_file(&binary.path, &format!("/{}", binary.name))?;
             }
             if profile == Profile::Dist {
@@ -139,10 +142,10 @@ fn binaries_for(workspace: &Workspace, what: Build, wanted: &[(&str, &str)]) -> 
         // What ships has the features that its own package asks for, and nobody else's.
         Profile::Dist => {
             let target = target(workspace, architecture)?;
-            command.args(["--config", &without_machine_paths(workspace, &target)?, "--target", &target]);
             if !architecture.is_here() {
-                cross(&mut command, architecture, &target);
+                cross(&mut command, architecture, &target)?;
             }
+            command.args(["--config", &without_machine_paths(workspace, &target)?, "--target", &target]);
             for (package, binary) in wanted {
                 command.args(["--package", package, "--bin", binary]);
             }
@@ -170,12 +173,18 @@ fn target(workspace: &Workspace, architecture: Architecture) -> Result<String> {
     Ok(format!("{}-{rest}", architecture.machine()))
 }
 
-/// The compiler's parts for another processor, as Debian names them (`gcc-aarch64-linux-gnu` and its C library).
-fn cross(command: &mut Command, architecture: Architecture, target: &str) {
+/// The compiler's parts for another processor, as Debian names them (`gcc-aarch64-linux-gnu` and its C library). Some dependencies have C code, and the
+/// linker is gcc's; what is missing is said before minutes of compiling.
+fn cross(command: &mut Command, architecture: Architecture, target: &str) -> Result<()> {
     let tool = |name: &str| format!("{}-linux-gnu-{name}", architecture.machine());
+    for name in [tool("gcc"), tool("ar")] {
+        stdout_of(Command::new(&name).arg("--version"))
+            .with_context(|| format!("{name} does not run here; as root `hack/image --arch {}` installs it", architecture.name()))?;
+    }
     let variable = target.replace('-', "_");
     command.env(format!("CARGO_TARGET_{}_LINKER", variable.to_uppercase()), tool("gcc"));
     command.env(format!("CC_{variable}"), tool("gcc")).env(format!("AR_{variable}"), tool("ar"));
+    Ok(())
 }
 
 /// A cargo setting under which binaries do not tell, and do not depend on, the folders that they were built in.
@@ -220,6 +229,19 @@ fn described(recipe: &Recipe) -> ImageSpec {
         [label("title", recipe.title), label("licenses", env!("CARGO_PKG_LICENSE")), label("version", env!("CARGO_PKG_VERSION"))];
     spec.labels.extend([title, licences, version]);
     spec
+}
+
+/// An image has nothing but its programs: no loader, no libraries, and nothing that would emulate another processor.
+fn fits(program: &[u8], architecture: Architecture) -> Result<()> {
+    match elf::machine(program) {
+        Some(machine) if machine == architecture.elf_machine() => {}
+        Some(machine) => {
+            bail!("it is for processor {machine} of the ELF list, and the image for {} ({})", architecture.name(), architecture.elf_machine())
+        }
+        None => bail!("it is no 64-bit ELF program"),
+    }
+    ensure!(elf::linked(program) == Some(false), "it is linked dynamically, and the image has neither loader nor libraries");
+    Ok(())
 }
 
 struct Program {
@@ -277,6 +299,20 @@ mod tests {
             r#"{"reason":"build-finished","success":true}"#,
         );
         assert_eq!(executables(messages), [("sriov".to_owned(), PathBuf::from("/t/debug/sriov"))]);
+    }
+
+    #[test]
+    fn only_static_programs_of_its_processor_go_into_an_image() {
+        use crate::elf::samples::{elf, with_library, with_loader};
+        let said = |program: &[u8], architecture| fits(program, architecture).err().map(|error| error.to_string()).unwrap_or_default();
+        let arm = elf(183, &[(1, vec![])]);
+        assert_eq!(said(&arm, Architecture::Arm64), "");
+        assert!(said(&arm, Architecture::Amd64).contains("processor 183"), "{}", said(&arm, Architecture::Amd64));
+        assert!(said(&elf(62, &[(1, vec![])]), Architecture::Arm64).contains("the image for arm64 (183)"));
+        for program in [with_loader(183), with_library(183)] {
+            assert!(said(&program, Architecture::Arm64).contains("dynamically"));
+        }
+        assert!(said(b"#!/bin/sh", Architecture::Arm64).contains("no 64-bit ELF"));
     }
 
     #[test]

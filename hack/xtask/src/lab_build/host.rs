@@ -80,6 +80,22 @@ mod tests {
     }
 
     #[test]
+    fn another_processor_needs_its_compiler_and_this_one_and_an_unknown_one_nothing() {
+        let here = if std::env::consts::ARCH == "aarch64" { "arm64" } else { "amd64" };
+        let (other, packages) = if here == "amd64" {
+            ("arm64", "gcc-aarch64-linux-gnu libc6-dev-arm64-cross")
+        } else {
+            ("amd64", "gcc-x86-64-linux-gnu libc6-dev-amd64-cross")
+        };
+        let of = |arguments: &str| shell(&format!("cross_packages \"$(value_of --arch {arguments})\""), "");
+        assert_eq!(of(&format!("--out x --arch {other}")), (true, packages.to_owned()));
+        assert_eq!(of(&format!("--arch={other} --twice")), (true, packages.to_owned()));
+        for arguments in [&format!("--arch {here}"), "--arch mips", "--arch", "--out --arch.d"] {
+            assert_eq!(of(arguments), (true, String::new()), "{arguments}");
+        }
+    }
+
+    #[test]
     fn the_shell_and_this_program_read_the_same_package_list() {
         let root = Workspace::locate().unwrap();
         let text = std::fs::read_to_string(root.path("hack/debian-packages")).unwrap();
