@@ -1,9 +1,11 @@
-//! I/O (reads committed files), tier 1: what the documentation names exists: files behind links, presets, programs, benchmarks, tests, verbs. That commands work
-//! is shown by running them (`cluster_docs`); here is held that no page with commands is forgotten there.
+//! I/O (reads committed files, runs shells in folders), tier 1: what the documentation names exists: files behind links, presets, programs, benchmarks, tests, verbs.
+//! That commands work is shown by running them (`cluster_docs`); here is held that no page with commands is forgotten there, and run what changes boot loaders.
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use sriov_tests::lab::artifacts::workspace;
 
@@ -103,4 +105,75 @@ fn every_page_with_commands_is_run_and_listed() {
         }
     }
     assert!(run >= 14, "only {run} pages have commands");
+}
+
+/// What the assignments of a shell file are, read by a shell.
+fn assigned(file: &Path, name: &str) -> String {
+    let output = Command::new("sh").args(["-euc", &format!(". \"$0\" && echo \"${name}\""), &file.display().to_string()]).output().unwrap();
+    assert!(output.status.success(), "{} cannot be read by a shell any more: {}", file.display(), String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// Programs that belong to a boot loader, and are not there or must not run where tests do.
+const BOOT_PROGRAMS: [&str; 6] = ["update-grub", "grubby", "grub2-mkconfig", "transactional-update", "rpm-ostree", "kernel-install"];
+
+/// Runs a block on a machine that is a folder; answers the calls of boot loaders' programs since it was made.
+fn run_on(root: &Path, block: &str) -> String {
+    let script = block.replace("/etc/", &format!("{}/etc/", root.display())).replace("/boot/vmlinuz", &format!("{}/boot/vmlinuz", root.display()));
+    let script = script.replace("/lib/modules", &format!("{}/lib/modules", root.display()));
+    let path = format!("{}:/usr/bin:/bin", root.join("bin").display());
+    let output = Command::new("sh").args(["-euc", &script]).env("PATH", path).output().unwrap();
+    assert!(output.status.success(), "{block}\n{}", String::from_utf8_lossy(&output.stderr));
+    let calls = fs::read_to_string(root.join("calls")).unwrap();
+    calls.replace(&root.display().to_string(), "")
+}
+
+fn machine() -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    let file = |name: &str| root.path().join(name);
+    for folder in ["bin", "boot", "etc/default", "etc/kernel"] {
+        fs::create_dir_all(file(folder)).unwrap();
+    }
+    // As Debian 12 has them, its comments left out.
+    fs::write(file("etc/default/grub"), "GRUB_DEFAULT=0\nGRUB_TIMEOUT=5\nGRUB_CMDLINE_LINUX_DEFAULT=\"quiet\"\nGRUB_CMDLINE_LINUX=\"\"\n").unwrap();
+    fs::write(file("etc/kernel/cmdline"), "root=UUID=2c3f ro quiet\n").unwrap();
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    fs::write(file(&format!("boot/vmlinuz-{release}")), "").unwrap();
+    for program in BOOT_PROGRAMS {
+        let recorder = format!("#!/bin/sh\necho \"{program} $*\" >>'{}'\n", file("calls").display());
+        fs::write(file("bin").join(program), recorder).unwrap();
+        fs::set_permissions(file("bin").join(program), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    root
+}
+
+#[test]
+fn the_iommu_is_on_the_command_line_once_after_the_block_of_each_boot_loader() {
+    let page = text(&workspace().join("docs/iommu.md"));
+    let blocks: Vec<&str> = page.split("```bash\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let install = format!("kernel-install add {release} /boot/vmlinuz-{release}");
+    // The program that is called, the file that it reads and the assignment in it.
+    let expected = [
+        ("update-grub ", Some(("etc/default/grub", "GRUB_CMDLINE_LINUX", "intel_iommu=on iommu=pt"))),
+        ("grubby --update-kernel=ALL --args=intel_iommu=on iommu=pt", None),
+        ("grub2-mkconfig -o /boot/grub2/grub.cfg", Some(("etc/default/grub", "GRUB_CMDLINE_LINUX_DEFAULT", "intel_iommu=on iommu=pt quiet"))),
+        ("transactional-update grub.cfg", Some(("etc/default/grub", "GRUB_CMDLINE_LINUX_DEFAULT", "intel_iommu=on iommu=pt quiet"))),
+        ("rpm-ostree kargs --append-if-missing=intel_iommu=on --append-if-missing=iommu=pt", None),
+        (install.as_str(), Some(("etc/kernel/cmdline", "", "root=UUID=2c3f ro quiet intel_iommu=on iommu=pt"))),
+    ];
+    assert_eq!(blocks.len(), expected.len(), "a block that nothing is expected of");
+    for (block, (call, file)) in blocks.into_iter().zip(expected) {
+        let root = machine();
+        run_on(root.path(), block);
+        // Whoever is not sure does it again.
+        assert_eq!(run_on(root.path(), block), format!("{call}\n{call}\n"), "{block}");
+        let Some((name, variable, line)) = file else { continue };
+        let path = root.path().join(name);
+        let found = if variable.is_empty() { text(&path).trim().to_owned() } else { assigned(&path, variable) };
+        assert_eq!(found, line, "{block}");
+        if !variable.is_empty() {
+            assert_eq!(assigned(&path, "GRUB_TIMEOUT"), "5", "{block}");
+        }
+    }
 }
