@@ -32,7 +32,7 @@ impl Page {
     pub fn read(name: &'static str) -> Result<Self> {
         let path: PathBuf = workspace().join("docs").join(name);
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        let blocks = blocks(&text);
+        let blocks = blocks(&text, "```sh");
         ensure!(!blocks.is_empty(), "docs/{name} has no block marked sh");
         Ok(Self { name, blocks })
     }
@@ -59,12 +59,21 @@ impl Page {
     }
 }
 
-fn blocks(text: &str) -> Vec<Block> {
+/// The first block of `docs/<name>` marked `yaml` that has an object of this kind.
+pub fn object(name: &str, kind: &str) -> Result<String> {
+    let path = workspace().join("docs").join(name);
+    let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let has = |block: &Block| block.text.lines().any(|line| line == format!("kind: {kind}"));
+    let block = blocks(&text, "```yaml").into_iter().find(has);
+    block.map(|block| block.text).with_context(|| format!("docs/{name} has no {kind} in a block marked yaml"))
+}
+
+fn blocks(text: &str, fence: &str) -> Vec<Block> {
     let mut blocks: Vec<Block> = vec![];
     let mut inside = false;
     for (number, line) in text.lines().enumerate() {
         match (inside, line.trim_end()) {
-            (false, "```sh") => {
+            (false, line) if line == fence => {
                 inside = true;
                 blocks.push(Block { line: number + 2, text: String::new() });
             }
@@ -89,6 +98,7 @@ mod tests {
     fn only_blocks_marked_sh_are_commands() {
         let text = "# Page\n\n```yaml\nno: command\n```\n\n```sh\none\n  two\n```\ntext\n```sh\nthree\n```\n";
         let expected = [Block { line: 8, text: "one\n  two\n".into() }, Block { line: 13, text: "three\n".into() }];
-        assert_eq!(blocks(text), expected);
+        assert_eq!(blocks(text, "```sh"), expected);
+        assert_eq!(blocks(text, "```yaml"), [Block { line: 4, text: "no: command\n".into() }]);
     }
 }
