@@ -79,8 +79,8 @@ pub struct OvsInterface {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Bridges {
-    /// Open vSwitch bridges, in order of name.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// Open vSwitch bridges, in order of name. Written also when there is none: what another field manager wrote goes away only by being told.
+    #[serde(default)]
     pub ovs: Vec<OvsBridge>,
 }
 

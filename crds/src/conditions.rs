@@ -122,6 +122,8 @@ pub mod policy {
     pub const NODES_FAILED: &str = "NodesFailed";
     /// A stronger policy on the same PF decides something else for the whole PF.
     pub const OVERRIDDEN: &str = "Overridden";
+    /// It names a bridge, and the feature gate that makes bridges is off.
+    pub const BRIDGE_IGNORED: &str = "BridgeIgnored";
 }
 
 /// Reasons on the three network kinds.

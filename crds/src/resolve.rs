@@ -6,6 +6,7 @@
 //!
 //! Invariants: the result is a function of the policies, their order and the PFs; `policyRevision` is in every spec.
 
+mod bridges;
 #[cfg(test)]
 mod model;
 
@@ -14,6 +15,8 @@ use std::collections::BTreeMap;
 use crate::node_policy::{NicSelector, VFIO_PCI};
 use crate::node_state::{Interface, InterfaceStatus, VfGroup};
 use crate::{PfSelector, SriovNetworkNodePolicySpec, SriovNetworkNodeStateSpec, VfRange, VfRangeError};
+
+pub use bridges::bridges;
 
 /// The eswitch mode of who says none.
 const LEGACY: &str = "legacy";

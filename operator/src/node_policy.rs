@@ -132,7 +132,11 @@ impl<'a> Controller<'a> {
         };
         self.reported.borrow_mut().insert(name.to_owned(), Instant::now());
         let standings = gather::standings(self.fleet, self.context, &policy);
-        let tally = tally::Tally { overridden: gather::overridden(self.fleet, &policy), ..tally::count(&standings) };
+        let tally = tally::Tally {
+            overridden: gather::overridden(self.fleet, &policy),
+            bridge_ignored: gather::bridge_ignored(self.fleet, self.context, &policy),
+            ..tally::count(&standings)
+        };
         report::policy(self.context, &policy, validate::policy(&policy), &tally).await?;
         Ok(Next::Wait)
     }

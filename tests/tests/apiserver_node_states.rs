@@ -12,7 +12,7 @@ use kube::api::{DeleteParams, ObjectMeta, PostParams};
 use serde_json::json;
 use sriov_crds::node_state::VfGroup;
 use sriov_crds::{SriovNetworkNodeStateSpec, keys};
-use sriov_tests::apiserver::cluster::{self, SOON, expect_ready, leader, merge};
+use sriov_tests::apiserver::cluster::{self, SOON, apply, expect_ready, leader, merge};
 use sriov_tests::apiserver::{ApiServer, eventually};
 
 /// "At once", on a machine that is busy with other tests. Nothing that polls or resyncs would be this fast.
@@ -78,6 +78,7 @@ async fn node_states_follow_labels_reports_and_policies() -> Result<()> {
     operator.explain(a_node_has_its_state_within_a_second_of_its_label(&cluster).await)?;
     operator.explain(policies_merge(&cluster).await)?;
     operator.explain(a_malformed_policy_stops_nobody(&cluster).await)?;
+    operator.explain(bridges_follow_the_feature_gate(&cluster).await)?;
     operator.explain(edits_are_undone_and_deleted_policies_leave(&cluster).await)?;
     operator.explain(a_node_that_left_is_kept_for_a_while(&cluster).await)?;
     operator.check_rights()?;
@@ -192,6 +193,41 @@ async fn a_malformed_policy_stops_nobody(cluster: &Cluster) -> Result<()> {
     }
     cluster.expect_groups("node2", "deleted, it leaves", &expected[..2]).await?;
     Ok(())
+}
+
+async fn bridges_follow_the_feature_gate(cluster: &Cluster) -> Result<()> {
+    let ovs = json!({ "ovs": { "bridge": { "failMode": "secure" }, "uplink": { "interface": { "externalIDs": { "a": "b" } } } } });
+    let spec = json!({ "nicSelector": { "pfNames": ["enp2s0"] }, "numVfs": 2, "mtu": 9000, "eSwitchMode": "switchdev", "bridge": ovs });
+    cluster.policy("bridged", spec).await?;
+    let degraded = async |status: &str, reason: &str| {
+        let found = cluster.policies.get("bridged").await?.status.context("no status")?.conditions;
+        let found = found.iter().find(|condition| condition.type_ == "Degraded").context("no condition")?;
+        ensure!(found.status == status && found.reason == reason, "{} {}: {}", found.status, found.reason, found.message);
+        Ok(())
+    };
+    eventually(PROMPTLY, "with the gate off the policy says what is not done", async || degraded("True", "BridgeIgnored").await).await?;
+    let bridges = async |expected: &[&str]| {
+        let spec = cluster.states.get("node1").await?.spec;
+        ensure!(spec.interfaces.iter().any(|pf| pf.name.as_deref() == Some("enp2s0")), "its VFs are not there");
+        let found: Vec<_> = spec.bridges.iter().flat_map(|bridges| &bridges.ovs).map(|bridge| bridge.name.as_str()).collect();
+        ensure!(found == expected, "{found:?}");
+        Ok(())
+    };
+    bridges(&[]).await?;
+    let gate =
+        async |on: bool| apply(&cluster.configs, "SriovOperatorConfig", "default", json!({ "featureGates": { "manageSoftwareBridges": on } })).await;
+    gate(true).await?;
+    eventually(PROMPTLY, "with the gate on it has its bridge", async || bridges(&["br-0000_02_00.0"]).await).await?;
+    let bridge = cluster.states.get("node1").await?.spec.bridges.context("bridges")?.ovs.remove(0);
+    let uplink = bridge.uplinks[0].interface.clone().context("interface")?;
+    ensure!(uplink.mtu_request == Some(9000) && uplink.external_ids.contains_key("a"), "{bridge:?}");
+    eventually(PROMPTLY, "and the policy says no more", async || degraded("False", "Configured").await).await?;
+    gate(false).await?;
+    eventually(PROMPTLY, "with the gate off it goes", async || bridges(&[]).await).await?;
+    cluster.policies.delete("bridged", &DeleteParams::default()).await?;
+    cluster.configs.delete("default", &DeleteParams::default()).await?;
+    let expected = [("enp1s0", "4-5", "strong"), ("enp1s0", "0-3", "weak")];
+    cluster.expect_groups("node1", "deleted, it leaves", &expected).await.map(drop)
 }
 
 async fn edits_are_undone_and_deleted_policies_leave(cluster: &Cluster) -> Result<()> {

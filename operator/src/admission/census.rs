@@ -20,6 +20,7 @@ use super::policy::Models;
 use super::policy::forecast::Node;
 use crate::context::Context;
 use crate::node_policy::validate;
+use crate::operator_config::gates;
 
 /// Objects a page.
 const PAGE: u32 = 500;
@@ -36,6 +37,8 @@ pub(super) struct Census {
     pub nodes: Vec<Node>,
     /// The operator configuration's `disableDrain`.
     pub drain_disabled: bool,
+    /// Whether daemons make the bridges that policies name.
+    pub manages_bridges: bool,
 }
 
 async fn pages<K>(api: &Api<K>, params: ListParams, mut each: impl FnMut(K)) -> kube::Result<()>
@@ -131,7 +134,8 @@ pub(super) async fn take(context: &Context) -> kube::Result<Census> {
     Ok(Census {
         policies: policies(context).await?,
         nodes: nodes.into_values().collect(),
-        drain_disabled: config.is_some_and(|config| config.spec.disable_drain),
+        drain_disabled: config.as_ref().is_some_and(|config| config.spec.disable_drain),
+        manages_bridges: config.is_some_and(|config| gates::is_on(&config.spec.feature_gates, gates::BRIDGES)),
     })
 }
 

@@ -15,6 +15,7 @@ use super::review::{Answer, Request};
 use super::{census, pods, rules, settings};
 use crate::context::Context;
 use crate::network;
+use crate::operator_config::gates;
 
 /// A look at the whole cluster may take this long, within the time that the API server gives.
 const CENSUS: Duration = Duration::from_secs(6);
@@ -78,6 +79,9 @@ async fn policy(context: &Context, request: &Request) -> Answer {
         Ok(census) => {
             let others: Vec<_> = census.policies.iter().filter(|other| other.name != policy.name).cloned().collect();
             let refusal = conflicts::first(&policy, &others, &census.nodes);
+            if !census.manages_bridges && policy.spec.bridge.as_ref().is_some_and(|bridge| bridge.ovs.is_some()) {
+                warnings.push(gates::BRIDGE_IGNORED.to_owned());
+            }
             if refusal.is_none() {
                 warnings.extend(forecast::warnings(&policy, &census.policies, &census.nodes, census.drain_disabled));
             }

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
-use sriov_crds::resolve::spec;
+use sriov_crds::bridge::Bridges;
+use sriov_crds::node_state::InterfaceStatus;
+use sriov_crds::resolve::{bridges, spec};
 use sriov_crds::{SriovNetworkNodeStateSpec, keys};
 
 use super::validate::Node;
@@ -53,13 +55,32 @@ pub(super) fn desired(node: &Node, now: Timestamp, stale_state_delay: Duration) 
     let held_by = held_by(node);
     let wanted = match (&node.pfs, &node.state) {
         _ if !held_by.is_empty() => None,
-        (Some(pfs), _) => Some(SriovNetworkNodeStateSpec { system: node.system.clone(), ..spec(&node.policies, pfs) }),
+        (Some(pfs), _) => {
+            Some(SriovNetworkNodeStateSpec { system: node.system.clone(), bridges: bridges_of(node, pfs), ..spec(&node.policies, pfs) })
+        }
         (None, None) => Some(SriovNetworkNodeStateSpec::default()),
         // Not reported (any more): what was rendered stays.
         (None, Some(_)) => None,
     };
-    let spec = wanted.filter(|wanted| node.state.as_ref().is_none_or(|state| state.spec != *wanted));
+    let spec = wanted.filter(|wanted| node.state.as_ref().is_none_or(|state| is_other(&state.spec, wanted)));
     Desired { spec, create: node.state.is_none(), keep, disown, held_by, ..Desired::default() }
+}
+
+/// The bridges of the node, when its daemon makes them; an empty list where there are some that are not wanted.
+fn bridges_of(node: &Node, pfs: &[InterfaceStatus]) -> Option<Bridges> {
+    let wanted = node.manages_bridges.then(|| bridges(&node.policies, pfs)).flatten();
+    let has_some = node.state.iter().flat_map(|state| &state.spec.bridges).any(|bridges| !bridges.ovs.is_empty());
+    wanted.or_else(|| has_some.then(Bridges::default))
+}
+
+/// Whether two specs ask for different things. The Go operator writes empty objects where nothing is asked for.
+fn is_other(one: &SriovNetworkNodeStateSpec, other: &SriovNetworkNodeStateSpec) -> bool {
+    let said = |spec: &SriovNetworkNodeStateSpec| {
+        let mut spec = spec.clone();
+        spec.bridges = spec.bridges.filter(|bridges| !bridges.ovs.is_empty());
+        spec
+    };
+    said(one) != said(other)
 }
 
 /// A node that is not selected any more keeps its state for a while, because it may come back.

@@ -12,6 +12,7 @@ use super::validate;
 use crate::cache::Key;
 use crate::context::Context;
 use crate::fleet::{Fleet, PoolGuard};
+use crate::operator_config::gates;
 
 /// Why a node cannot be worked on.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +87,13 @@ pub(super) fn overridden(fleet: &Fleet, policy: &DeserializeGuard<SriovNetworkNo
         None => Some((format!("node {node}: {what}"), 1)),
         Some((first, count)) => Some((first, count + 1)),
     })
+}
+
+/// Whether the policy names a bridge that no daemon makes.
+pub(super) fn bridge_ignored(fleet: &Fleet, context: &Context, policy: &DeserializeGuard<SriovNetworkNodePolicy>) -> bool {
+    let names_one = policy.0.as_ref().is_ok_and(|policy| policy.spec.bridge.as_ref().is_some_and(|bridge| bridge.ovs.is_some()));
+    let config = fleet.config(&context.settings.namespace);
+    names_one && !config.is_some_and(|config| gates::is_on(&config.spec.feature_gates, gates::BRIDGES))
 }
 
 /// How the managed nodes that the policy selects stand, by name.

@@ -15,6 +15,7 @@ use super::build::{Desired, Keep};
 use super::tally::Tally;
 use super::validate::Node;
 use crate::context::Context;
+use crate::operator_config::gates;
 use crate::queue::Next;
 use crate::resources::{self, RequestFailed};
 
@@ -75,6 +76,7 @@ fn verdict(malformed: Option<&Malformed>, tally: &Tally) -> [Outcome; 3] {
         _ => outcome(PROGRESSING, true, reason::CONFIGURING, format!("{} of {} nodes are to answer", tally.pending, tally.matched)),
     };
     let degraded = match (&tally.first_failure, &tally.overridden) {
+        (None, None) if tally.bridge_ignored => outcome(DEGRADED, true, reason::BRIDGE_IGNORED, gates::BRIDGE_IGNORED.to_owned()),
         (None, None) => outcome(DEGRADED, false, reason::CONFIGURED, String::new()),
         (None, Some((first, nodes))) => outcome(DEGRADED, true, reason::OVERRIDDEN, format!("not all as asked on {nodes} nodes; {first}")),
         (Some(first), _) => {

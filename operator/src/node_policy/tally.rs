@@ -27,6 +27,8 @@ pub(super) struct Tally {
     pub first_failure: Option<NodeFailure>,
     /// What a stronger policy decides otherwise for a PF on which this one has VFs, on the first node by name; and on how many nodes.
     pub overridden: Option<(String, i64)>,
+    /// The policy names a bridge, and the feature gate that makes bridges is off.
+    pub bridge_ignored: bool,
 }
 
 impl Standing {

@@ -14,6 +14,7 @@ use super::tally::Standing;
 use super::validate::{may_select, was_reported};
 use crate::cache::Change;
 use crate::fleet::PoolGuard;
+use crate::operator_config::gates;
 
 /// Labels changed, or the node came or went.
 pub(super) fn node_matters(change: &Change<'_, PartialObjectMeta<Node>>) -> bool {
@@ -85,14 +86,16 @@ pub(super) fn pool_matters(change: &Change<'_, PoolGuard>) -> bool {
     old != new
 }
 
-/// The selection of nodes changed.
+/// The selection of nodes changed, or whether bridges are managed.
 pub(super) fn config_matters(change: &Change<'_, DeserializeGuard<SriovOperatorConfig>>) -> bool {
-    let selector = |config: Option<&DeserializeGuard<SriovOperatorConfig>>| match config {
+    let part = |config: Option<&DeserializeGuard<SriovOperatorConfig>>| match config {
         None => Some(None),
-        Some(DeserializeGuard(Ok(config))) => Some(Some(config.spec.config_daemon_node_selector.clone())),
+        Some(DeserializeGuard(Ok(config))) => {
+            Some(Some((config.spec.config_daemon_node_selector.clone(), gates::is_on(&config.spec.feature_gates, gates::BRIDGES))))
+        }
         Some(DeserializeGuard(Err(_))) => None,
     };
-    selector(change.old) != selector(change.new)
+    part(change.old) != part(change.new)
 }
 
 #[cfg(test)]

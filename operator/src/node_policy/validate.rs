@@ -12,6 +12,7 @@ use sriov_crds::{SriovNetworkNodePolicy, SriovNetworkNodeState, keys};
 
 use super::gather::Gathered;
 use crate::drain::pools::pools_of;
+use crate::operator_config::gates;
 
 /// A node as far as policies are concerned.
 #[derive(Debug)]
@@ -24,6 +25,8 @@ pub(super) struct Node {
     pub malformed: Vec<String>,
     /// PFs that its daemon reported; `None` before the first report.
     pub pfs: Option<Vec<InterfaceStatus>>,
+    /// Whether its daemon makes the bridges that policies name.
+    pub manages_bridges: bool,
     /// Settings of the whole node, from its pool.
     pub system: Option<System>,
     /// Its state, if there is one.
@@ -40,6 +43,7 @@ pub(super) fn node(gathered: Gathered) -> Node {
     let system = system(&gathered);
     let Gathered { labels, config, policies, pools: _, state } = gathered;
     let selector = node_selector(config.as_ref().map(|c| &c.spec.config_daemon_node_selector));
+    let manages_bridges = config.is_some_and(|config| gates::is_on(&config.spec.feature_gates, gates::BRIDGES));
     let selected = labels.as_ref().is_some_and(|labels| selects(&selector, labels));
     let mut valid = vec![];
     let mut malformed = vec![];
@@ -55,7 +59,7 @@ pub(super) fn node(gathered: Gathered) -> Node {
     }
     order(&mut valid);
     let pfs = state.as_ref().and_then(|s| s.status.as_ref()).filter(|s| was_reported(s)).map(|s| s.interfaces.clone());
-    Node { selected, policies: valid, malformed, pfs, system, state }
+    Node { selected, policies: valid, malformed, pfs, manages_bridges, system, state }
 }
 
 /// What the node's pool says of the whole node. With several pools, or one that cannot be read, what was rendered stays: "unknown" is not

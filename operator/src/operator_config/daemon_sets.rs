@@ -228,7 +228,8 @@ mod tests {
     #[test]
     fn every_mount_has_a_volume_and_every_volume_a_mount() {
         let mode = Some(config_daemon::SYSTEMD.into());
-        let everything = SriovOperatorConfigSpec { use_cdi: true, configuration_mode: mode, ..SriovOperatorConfigSpec::default() };
+        let feature_gates = BTreeMap::from([(crate::operator_config::gates::BRIDGES.to_owned(), true)]);
+        let everything = SriovOperatorConfigSpec { use_cdi: true, configuration_mode: mode, feature_gates, ..SriovOperatorConfigSpec::default() };
         let config = SriovOperatorConfig::new("default", everything);
         let mut with_token = vec![];
         for daemon_set in run(&Input { config: Some(config), image_pull_secrets: vec![] }) {

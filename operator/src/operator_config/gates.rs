@@ -26,17 +26,19 @@ enum Effect {
     Never(&'static str),
 }
 
+/// Daemons make and remove the Open vSwitch bridges that policies name.
+pub(crate) const BRIDGES: &str = "manageSoftwareBridges";
 /// Pods that name networks are refused while the injector does not answer.
 pub(crate) const MATCH_CONDITION: &str = "resourceInjectorMatchCondition";
+
+/// What is said of a policy that names a bridge while the gate is off.
+pub(crate) const BRIDGE_IGNORED: &str = "its bridge is not made, because the feature gate manageSoftwareBridges is off: set it to true in \
+     SriovOperatorConfig default, or remove bridge from the policy; all else is carried out";
 
 /// All gates, in the order of their names.
 pub(crate) const GATES: [Gate; 6] = [
     Gate { name: "blockDevicePluginUntilConfigured", default: true, effect: Effect::Always("devices are offered only after they are configured") },
-    Gate {
-        name: "manageSoftwareBridges",
-        default: false,
-        effect: Effect::Never("software bridges are not managed by this version: make the bridge and its uplink on the node"),
-    },
+    Gate { name: BRIDGES, default: false, effect: Effect::Switches },
     Gate {
         name: "mellanoxFirmwareReset",
         default: true,
@@ -107,6 +109,6 @@ mod tests {
             assert_eq!(told.len(), expected, "{}: {told:?}", gate.name);
         }
         assert!(remarks(&gates(&[("paralelNicConfig", true)]))[0].contains("not known"));
-        assert!(unsupported(&gates(&[("manageSoftwareBridges", true)]))[0].contains("not managed"));
+        assert!(remarks(&gates(&[(BRIDGES, true)])).is_empty(), "it is carried out");
     }
 }

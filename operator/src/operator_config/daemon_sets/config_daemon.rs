@@ -6,14 +6,15 @@ use std::net::SocketAddr;
 
 use k8s_openapi::api::apps::v1::RollingUpdateDaemonSet;
 use k8s_openapi::api::core::v1::{
-    ConfigMapProjection, Container, DownwardAPIProjection, DownwardAPIVolumeFile, EnvVar, EnvVarSource, HTTPGetAction, KeyToPath,
-    ObjectFieldSelector, Probe, ProjectedVolumeSource, ServiceAccountTokenProjection, Volume, VolumeProjection,
+    ConfigMapProjection, Container, DownwardAPIProjection, DownwardAPIVolumeFile, EnvVar, EnvVarSource, HTTPGetAction, HostPathVolumeSource,
+    KeyToPath, ObjectFieldSelector, Probe, ProjectedVolumeSource, ServiceAccountTokenProjection, Volume, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use sriov_crds::{SriovOperatorConfigSpec, keys};
 
 use super::{CNI_BIN, Node, container, mount, mount_netns, security};
 use crate::context::Settings;
+use crate::operator_config::gates;
 
 /// Volume with the daemon's cluster credentials.
 pub(super) const CREDENTIALS: &str = "credentials";
@@ -23,6 +24,12 @@ const TOKEN_SECONDS: i64 = 3607;
 /// Variable with the address of the daemon's /metrics, /healthz and /readyz, and what it is unless `configDaemonEnvVars` says something else: the
 /// pod has the node's network, so only the node itself reaches it.
 const HTTP_ADDRESS: (&str, &str) = ("HTTP_BIND_ADDRESS", "127.0.0.1:9178");
+
+/// Volume with the socket of Open vSwitch's database.
+const OPENVSWITCH: &str = "openvswitch";
+
+/// Variable with the socket, and what it is unless `configDaemonEnvVars` says something else.
+const OVSDB_SOCKET: (&str, &str) = ("OVSDB_SOCKET_PATH", "unix:///var/run/openvswitch/db.sock");
 
 /// The value of `configurationMode` that adds the unit.
 pub(super) const SYSTEMD: &str = "systemd";
@@ -36,7 +43,7 @@ pub(super) fn node(spec: Option<&SriovOperatorConfigSpec>, settings: &Settings) 
         name: keys::NODE_DAEMON_SET,
         init_containers: [install_cni(settings)].into_iter().chain(systemd.then(|| install_unit(settings))).collect(),
         containers: vec![config_daemon(spec, settings)],
-        volumes: vec![credentials()],
+        volumes: [credentials()].into_iter().chain(manages_bridges(spec).then(|| openvswitch(spec))).collect(),
         update: RollingUpdateDaemonSet { max_unavailable: Some(IntOrString::String("33%".to_owned())), ..RollingUpdateDaemonSet::default() },
     }
 }
@@ -51,6 +58,25 @@ fn install_unit(settings: &Settings) -> Container {
     let command = ["/sriov-config-daemon", "install-unit", "--from", "/sriov-config-daemon", "--root", "/host"];
     let mounts = vec![mount("host-programs", "/host/var/lib/sriov", false), mount("systemd-units", "/host/etc/systemd/system", false)];
     container(INSTALL_UNIT, settings, &command, security(&[]), mounts)
+}
+
+/// What the daemon's container sees of Open vSwitch: the folder of its database's socket, when bridges are managed.
+fn openvswitch(spec: Option<&SriovOperatorConfigSpec>) -> Volume {
+    let host_path = HostPathVolumeSource { path: socket_folder(spec), type_: Some("DirectoryOrCreate".to_owned()) };
+    Volume { name: OPENVSWITCH.to_owned(), host_path: Some(host_path), ..Volume::default() }
+}
+
+fn manages_bridges(spec: Option<&SriovOperatorConfigSpec>) -> bool {
+    spec.is_some_and(|spec| gates::is_on(&spec.feature_gates, gates::BRIDGES))
+}
+
+/// Where the database's socket is on the host: where Open vSwitch has it, unless `configDaemonEnvVars` names another.
+fn socket_folder(spec: Option<&SriovOperatorConfigSpec>) -> String {
+    let named = spec.and_then(|spec| spec.config_daemon_env_vars.get(OVSDB_SOCKET.0)).map_or(OVSDB_SOCKET.1, String::as_str);
+    let path = named.strip_prefix("unix:").unwrap_or(named);
+    let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder).trim_start_matches('/');
+    // Anything else is told by the daemon, which does not find the socket.
+    if folder.is_empty() { "/var/run/openvswitch".to_owned() } else { format!("/{folder}") }
 }
 
 fn mode(spec: Option<&SriovOperatorConfigSpec>) -> &str {
@@ -84,7 +110,7 @@ fn config_daemon(spec: Option<&SriovOperatorConfigSpec>, settings: &Settings) ->
         env.retain(|var| var.name != *name);
         env.push(value(name, text));
     }
-    let mounts = vec![
+    let mut mounts = vec![
         mount("sys", "/host/sys", false),
         mount("run", "/run/sriov-operator", false),
         mount("records", "/host/etc/sriov-operator", false),
@@ -101,7 +127,11 @@ fn config_daemon(spec: Option<&SriovOperatorConfigSpec>, settings: &Settings) ->
         mount_netns(),
         mount(CREDENTIALS, "/var/run/secrets/kubernetes.io/serviceaccount", true),
     ];
-    let command = ["/sriov-config-daemon", "run", "--root", "/host"];
+    let mut command = vec!["/sriov-config-daemon", "run", "--root", "/host"];
+    if manages_bridges(spec) {
+        command.push("--manage-software-bridges");
+        mounts.push(mount(OPENVSWITCH, &format!("/host{}", socket_folder(spec)), true));
+    }
     Container {
         liveness_probe: Some(probe("/healthz", added)),
         readiness_probe: Some(probe("/readyz", added)),
