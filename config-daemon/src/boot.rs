@@ -5,6 +5,7 @@
 //! Invariants: without a kept wish nothing is changed; what came of it is in the Go daemon's result file; the unit is in place only together with
 //! the program that it runs.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
@@ -72,6 +73,8 @@ pub struct Restored {
 pub fn restore(machine: &Linux) -> Result<Option<Restored>, BootError> {
     let Some(wish) = machine.store().kept_wish()?.map(|spec| Desired::read(&spec)).filter(|wish| wish.rendered) else { return Ok(None) };
     let nics = machine.store().kept_nics()?;
+    // Open vSwitch starts later, and keeps its bridges over a reboot; the daemon looks after them.
+    let wish = Desired { bridges: BTreeMap::new(), ..wish };
     let observed = wait_for_pfs(machine, &wish, nics.as_ref())?;
     machine.store().write_rules(&wish)?;
     let outcome = apply(machine, &plan(&wish, &observed));

@@ -6,12 +6,14 @@
 
 use std::collections::BTreeMap;
 
+use sriov_crds::bridge::OvsBridge;
 use sriov_crds::node_state::{Interface, SriovNetworkNodeStateSpec, VfGroup as LooseGroup};
 use sriov_crds::vf_range::VfRange;
 use sriov_host::inventory::{EswitchMode, LinkType, RdmaMode};
 use sriov_host::pci::PciAddress;
 use sriov_host::vf::VfIndex;
 
+use crate::bridges::{Wanted, pf_of};
 use crate::plan::refusal::{Reason, Refusal};
 
 /// What the policies want of this machine.
@@ -25,6 +27,10 @@ pub struct Desired {
     pub rdma_mode: Option<RdmaMode>,
     /// Entries without a readable address. As long as there is one, no PF is given up, because it might be the one meant.
     pub unreadable: Vec<Refusal>,
+    /// The bridge of each PF that has one, or why it cannot be had.
+    pub bridges: BTreeMap<PciAddress, Result<Wanted, Refusal>>,
+    /// Bridges of which it is not understood whose they are. As long as there is one, no bridge is removed.
+    pub unreadable_bridges: Vec<Refusal>,
     /// Settings of the whole machine that are not understood.
     pub refused: Vec<Refusal>,
 }
@@ -144,7 +150,28 @@ impl Desired {
             };
             desired.pfs.insert(address, wish);
         }
+        for entry in spec.bridges.iter().flat_map(|bridges| &bridges.ovs) {
+            desired.read_bridge(entry);
+        }
         desired
+    }
+
+    fn read_bridge(&mut self, entry: &OvsBridge) {
+        let invalid = |pf, said: &str| {
+            let message = format!("bridge {:?} of the node state's spec.bridges: {said}", entry.name);
+            Refusal { pf, name: String::new(), reason: Reason::InvalidSpec, message }
+        };
+        match (Wanted::read(entry), pf_of(entry)) {
+            (Ok((pf, _)), _) if !self.pfs.contains_key(&pf) => {
+                self.bridges.insert(pf, Err(invalid(Some(pf), "its PF is not among spec.interfaces: it is left as it is")));
+            }
+            (Ok((pf, _)), _) if self.bridges.contains_key(&pf) => {
+                self.bridges.insert(pf, Err(invalid(Some(pf), "its PF is the uplink of another bridge too: list one")));
+            }
+            (Ok((pf, wanted)), _) => _ = self.bridges.insert(pf, Ok(wanted)),
+            (Err(said), Some(pf)) => _ = self.bridges.insert(pf, Err(invalid(Some(pf), &said))),
+            (Err(said), None) => self.unreadable_bridges.push(invalid(None, &format!("{said}; until it is corrected no bridge is removed"))),
+        }
     }
 
     /// The wish for one PF, if it is wanted and understood.

@@ -17,6 +17,7 @@
 pub mod api;
 pub mod apply;
 pub mod boot;
+pub mod bridges;
 pub mod capable;
 pub mod desired;
 pub mod distribution;
@@ -32,6 +33,7 @@ pub mod networks;
 pub mod nic_names;
 pub mod node_state;
 pub mod observed;
+pub mod ovsdb;
 pub mod plan;
 pub mod pools;
 pub mod reboot;

@@ -5,6 +5,7 @@
 //! Invariant: whether a change worked is learnt by observing again, not from the answer to `perform`.
 
 pub mod linux;
+pub mod ovs;
 #[cfg(test)]
 pub(crate) mod sim;
 

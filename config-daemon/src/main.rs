@@ -20,9 +20,11 @@ use sriov_config_daemon::health::{CountRequests, serve};
 use sriov_config_daemon::install::{Installed, install_cni};
 use sriov_config_daemon::machine::Machine as _;
 use sriov_config_daemon::machine::linux::Linux;
+use sriov_config_daemon::machine::ovs::Ovs;
 use sriov_config_daemon::metrics::Metrics;
 use sriov_config_daemon::node_state::{self, Settings};
 use sriov_config_daemon::observed::Observed;
+use sriov_config_daemon::ovsdb::DEFAULT_SOCKET;
 use sriov_config_daemon::plan::plan;
 use sriov_config_daemon::reboot::Rebooter;
 use sriov_config_daemon::situation::DriftPolicy;
@@ -109,6 +111,12 @@ struct MachineArgs {
     /// File that the device plugin reads.
     #[arg(long, default_value = "/run/sriov-operator/device-plugin/config.json")]
     pools_file: PathBuf,
+    /// Make and remove the Open vSwitch bridges that policies name.
+    #[arg(long)]
+    manage_software_bridges: bool,
+    /// Socket of Open vSwitch's database, below --root.
+    #[arg(long, env = "OVSDB_SOCKET_PATH", default_value = DEFAULT_SOCKET)]
+    ovs_socket_path: String,
 }
 
 #[derive(Debug, Args)]
@@ -417,7 +425,8 @@ impl Run {
 
 impl MachineArgs {
     fn open(&self) -> Linux {
-        Linux::new(&self.root, Store::new(&self.root, &self.pools_file))
+        let machine = Linux::new(&self.root, Store::new(&self.root, &self.pools_file));
+        if self.manage_software_bridges { machine.with_bridges(Ovs::new(&self.root, &self.ovs_socket_path)) } else { machine }
     }
 }
 

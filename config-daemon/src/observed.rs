@@ -10,9 +10,11 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use sriov_crds::node_state::Interface;
 use sriov_host::driver::is_userspace;
+use sriov_host::host_use::HostUse;
 use sriov_host::inventory::{EswitchMode, Inventory, Pf, RdmaMode, Vf};
 use sriov_host::pci::{DeviceId, PciAddress, VendorId};
 
+use crate::bridges::Bridges;
 use crate::guids::Guids;
 use crate::kubelet::Held;
 
@@ -64,6 +66,9 @@ pub struct Observed {
     /// The extended resource by which a pod has a VF, by the VF's address, where the kubelet tells it.
     #[serde(default)]
     pub resources: BTreeMap<PciAddress, String>,
+    /// Open vSwitch's bridges; `None` where nobody asked for them to be managed.
+    #[serde(default)]
+    pub bridges: Option<Bridges>,
     /// What tells this machine from all others in its network, from which administrative MACs are made.
     #[serde(default)]
     pub machine_id: String,
@@ -142,6 +147,16 @@ impl Observed {
             self.vfs_in_use.insert(vf, user);
             self.resources.insert(vf, resource);
         }
+    }
+
+    /// Adds the bridges. That a PF is a port of one of ours is no use of the host's own.
+    pub fn add_bridges(&mut self, bridges: Bridges) {
+        for pf in &mut self.inventory.pfs {
+            if pf.netdev.as_ref().is_some_and(|netdev| bridges.holds(&netdev.name)) {
+                pf.facts.uses.retain(|used| !matches!(used, HostUse::Upper { kind, .. } if kind == "openvswitch"));
+            }
+        }
+        self.bridges = Some(bridges);
     }
 
     /// Who uses a VF, if anyone does: a pod, by the CNI's journal; the host itself, by what is on the VF's netdev; or somebody unknown, when a

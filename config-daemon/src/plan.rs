@@ -6,6 +6,7 @@
 //! Invariants: PFs that are neither wanted nor recorded as ours get no step; VFs that somebody uses get no step; what is right gets no step, so an
 //! empty plan is the definition of "done".
 
+mod bridge;
 pub mod disruption;
 pub mod family;
 mod iommu;
@@ -50,7 +51,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     machine_steps(desired, observed, &mut plan);
     for wish in desired.pfs.values() {
         match wish {
-            Ok(wish) => configure(wish, observed, &mut plan),
+            Ok(wish) => configure(wish, desired, observed, &mut plan),
             Err(refusal) => plan.refusals.push(refusal.clone()),
         }
     }
@@ -62,6 +63,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
             }
         }
     }
+    bridge::leftovers(desired, observed, &mut plan);
     plan
 }
 
@@ -116,7 +118,7 @@ fn rdma_mode(desired: &Desired, observed: &Observed, plan: &mut Plan) {
     plan.refusals.push(Refusal { pf: None, name: String::new(), reason: Reason::RebootRequired, message: said });
 }
 
-fn configure(wish: &DesiredPf, observed: &Observed, plan: &mut Plan) {
+fn configure(wish: &DesiredPf, desired: &Desired, observed: &Observed, plan: &mut Plan) {
     let pf = match refusal::check(wish, observed) {
         Ok(pf) => pf,
         Err(refusal) => {
@@ -128,7 +130,8 @@ fn configure(wish: &DesiredPf, observed: &Observed, plan: &mut Plan) {
     };
     let renew = !wish.externally_managed && !pf.facts.lone && (pf.numvfs != wish.numvfs || pf.eswitch_mode != wish.eswitch_mode);
     let order = if renew { order::make(wish, pf, observed) } else { order::adjust(wish, pf, observed) };
-    let (steps, in_use) = traffic::spare(pf, order.steps);
+    let bridge = bridge::around(wish, pf, renew, desired, observed);
+    let (steps, in_use) = traffic::spare(pf, [bridge.before, order.steps, bridge.after].concat());
     let refused = steps.is_empty() && in_use.is_some();
     plan.refusals.extend(in_use);
     if refused && renew {
@@ -146,8 +149,12 @@ fn configure(wish: &DesiredPf, observed: &Observed, plan: &mut Plan) {
         plan.parallel_vfs.insert(pf.address);
     }
     plan.steps.extend(steps);
+    plan.refusals.extend(bridge.refusals);
     if !order.waiting.is_empty() {
         plan.wait(pf, &format!("{} asks for another driver", wish.policies()), &order.waiting);
+    }
+    if let Some((change, users)) = bridge.waiting {
+        plan.wait(pf, &change, &users);
     }
 }
 
@@ -163,7 +170,8 @@ fn give_up(pf: &Pf, record: &Record, observed: &Observed, plan: &mut Plan) {
             plan.steps.extend(order::give_back(pf, record));
             return plan.steps.push(Step::Forget { pf: pf.address });
         }
-        let (steps, in_use) = traffic::spare(pf, order::take_back(pf, record, observed));
+        let bridges = observed.bridges.as_ref().filter(|bridges| bridges.fault.is_none()).map(|bridges| bridge::removals(pf, bridges));
+        let (steps, in_use) = traffic::spare(pf, [bridges.unwrap_or_default(), order::take_back(pf, record, observed)].concat());
         if let Some(refusal) = in_use {
             // Its record stays, so that it is taken back when the host has left the port.
             return plan.refusals.push(refusal);

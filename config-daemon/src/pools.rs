@@ -15,7 +15,7 @@ use sriov_host::vf::VfIndex;
 use crate::desired::{Desired, DesiredPf, VdpaType, VfGroup};
 use crate::observed::Observed;
 use crate::plan::Plan;
-use crate::plan::step::Driver;
+use crate::plan::step::{Driver, Step};
 
 /// The file's content.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -98,9 +98,10 @@ impl Pools {
     }
 }
 
-/// A PF whose VFs are about to be made anew offers nothing; one that is not ours (refused from the start) neither.
+/// A PF whose VFs, or whose bridge, are about to be made anew offers nothing; one that is not ours (refused from the start) neither.
 fn offers(pf: &Pf, observed: &Observed, plan: &Plan) -> bool {
-    observed.records.contains_key(&pf.address) && !plan.changes_numvfs(pf.address)
+    let bridge = |step: &Step| step.pf() == Some(pf.address) && matches!(step, Step::MakeBridge { .. } | Step::RemoveBridge { .. });
+    observed.records.contains_key(&pf.address) && !plan.changes_numvfs(pf.address) && !plan.steps.iter().any(bridge)
 }
 
 fn has(wish: &DesiredPf, position: usize, vf: VfIndex) -> bool {

@@ -14,6 +14,7 @@ use sriov_crds::node_state::{
 };
 use sriov_host::inventory::{EswitchMode, LinkType, Pf, Vf};
 
+use crate::bridges::Bridges;
 use crate::desired::VdpaType;
 use crate::nic_names;
 use crate::observed::Observed;
@@ -59,7 +60,7 @@ pub fn status(report: Report<'_>, earlier: &[Condition], now: &Time) -> SriovNet
         pf_count: i64::try_from(interfaces.len()).ok(),
         vf_count: Some(interfaces.iter().map(|pf| pf.num_vfs).sum()),
         interfaces,
-        bridges: None,
+        bridges: observed.bridges.as_ref().and_then(Bridges::told),
         system: Some(System { rdma_mode: observed.inventory.kernel.rdma_mode.map(|mode| mode.as_str().to_owned()), iommu: Some(iommu.to_owned()) }),
         sync_status: Some(verdict.sync.to_owned()),
         last_sync_error: Some(verdict.error),

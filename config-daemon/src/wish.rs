@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sriov_crds::keys::LEGACY_DEFAULT_POLICY;
-use sriov_crds::resolve::{Malformed, Policy, order, selects, spec};
+use sriov_crds::resolve::{Malformed, Policy, bridges, order, selects, spec};
 use sriov_crds::{SriovNetworkNodePolicy, SriovNetworkNodeStateSpec};
 
 use crate::desired::Desired;
@@ -126,7 +126,8 @@ fn resolve(objects: Vec<SriovNetworkNodePolicy>, labels: Option<&BTreeMap<String
             notes.push(format!("policy {} wants VFs of none of this machine's PFs: {}", policy.name, known.join(", ")));
         }
     }
-    Ok(Wish { desired: Desired::read(&spec(&policies, &pfs)), notes })
+    let wanted = SriovNetworkNodeStateSpec { bridges: bridges(&policies, &pfs), ..spec(&policies, &pfs) };
+    Ok(Wish { desired: Desired::read(&wanted), notes })
 }
 
 /// The documents with their numbers; empty ones (a separator at the beginning or end) count and are left out.

@@ -29,6 +29,7 @@ use sriov_host::uevent::{UeventError, UeventSocket};
 use sriov_host::vf::{VfIndex, VfSetting};
 use sriov_host::{Host, cloud, discover, driver, function, kernel, module, sriov, vdpa};
 
+use super::ovs::Ovs;
 use super::{Machine, ObserveError, StepError};
 use crate::desired::VdpaType;
 use crate::kubelet::{Kubelet, KubeletError};
@@ -53,6 +54,8 @@ pub struct Linux {
     store: Store,
     kubelet: Kubelet,
     networks: Arc<Mutex<Told>>,
+    /// Set where bridges are managed.
+    ovs: Option<Ovs>,
 }
 
 /// What the cloud told of this machine's networks.
@@ -66,7 +69,17 @@ struct Told {
 impl Linux {
     /// The machine whose `/sys` is below `root`; netlink speaks to this process's network namespace, which must be the host's.
     pub fn new(root: &Path, store: Store) -> Self {
-        Self { host: Host::at(root), store, kubelet: Kubelet::at(root), networks: Arc::default() }
+        Self { host: Host::at(root), store, kubelet: Kubelet::at(root), networks: Arc::default(), ovs: None }
+    }
+
+    /// The same machine, whose bridges are managed.
+    #[must_use]
+    pub fn with_bridges(self, ovs: Ovs) -> Self {
+        Self { ovs: Some(ovs), ..self }
+    }
+
+    fn ovs(&self) -> Result<&Ovs, StepError> {
+        self.ovs.as_ref().ok_or_else(|| StepError::refused("this program was not told to manage bridges (--manage-software-bridges)"))
     }
 
     /// The files that outlive this process.
@@ -264,6 +277,9 @@ impl Machine for Linux {
         observed.records = self.store.records().map_err(|error| read("the records of configured PFs", &error))?;
         observed.vfio_without_iommu = module::parameter(&self.host, "vfio", NO_IOMMU).is_some_and(|value| value == "Y");
         self.name_networks(&mut observed);
+        if let Some(ovs) = &self.ovs {
+            observed.add_bridges(ovs.look(&self.store));
+        }
         Ok(observed)
     }
 
@@ -297,6 +313,9 @@ impl Machine for Linux {
                 let (address, _lock) = self.free_vf(*pf, *vf)?;
                 VdpaBus::open().and_then(|bus| bus.remove(&vdpa::name_of(address))).map_err(refused)
             }
+            Step::MakeBridge { pf, wanted, netdev } => self.ovs()?.make(&self.store, *pf, wanted, netdev),
+            Step::CorrectBridge { pf, wanted, netdev } => self.ovs()?.correct(&self.store, *pf, wanted, netdev),
+            Step::RemoveBridge { name, .. } => self.ovs()?.remove(&self.store, name),
             Step::NameRepresentors { pf, base } => name_representors(*pf, base),
             Step::BindDriver { pf, vf, driver } => self.bind(*pf, *vf, *driver),
             Step::SetVfMtu { pf, vf, mtu } => {

@@ -4,12 +4,13 @@
 //! their settings; VFs may be seen late; they get a driver by themselves only when autoprobe is on; VFs of a PF whose autoprobe is off cannot get their kernel driver; a VF
 //! probes with its administrative MAC, or with a random one; an administrative MAC does not reach a netdev that exists; the netdev is gone while
 //! another driver has the VF; an eswitch changes its mode as its family wants it and loses it with the VFs; bnxt_en ignores the number of VFs while
-//! its PF is down; representors come and go with switchdev mode; a vDPA device needs its bus driver and goes with the VF's kernel driver. Any step can be told to fail. Steps may come from several threads.
+//! its PF is down; Open vSwitch has an interface once; representors come and go with switchdev mode; a vDPA device needs its bus driver and goes with the VF's kernel driver. Any step can be told to fail. Steps may come from several threads.
 //!
 //! Invariant: it counts what must never happen (`crimes`), so that tests need not look for it.
 
 use std::sync::{Mutex, MutexGuard};
 
+use sriov_crds::bridge::OvsBridge;
 use sriov_host::function::Vdpa;
 use sriov_host::inventory::{EswitchMode, Facts, Inventory, Iommu, LinkType, Netdev, Pf, Vf};
 use sriov_host::mac::MacAddr;
@@ -17,6 +18,7 @@ use sriov_host::pci::{DeviceId, PciAddress, VendorId};
 use sriov_host::vf::{VfAttributes, VfIndex};
 
 use super::{Machine, ObserveError, StepError};
+use crate::bridges::{Bridges, Found, FoundInterface};
 use crate::observed::Observed;
 use crate::plan::family::{Eswitch, Family, Traffic};
 use crate::plan::step::{Driver, Step, VFIO_PCI};
@@ -129,6 +131,7 @@ impl Sim {
     fn set_numvfs(&self, state: &mut Observed, pf: PciAddress, to: u16) -> Result<(), StepError> {
         let autoprobe = !state.autoprobe_off.contains(&pf);
         let in_use: Vec<PciAddress> = state.vfs_in_use.keys().copied().collect();
+        let bridges = state.bridges.clone();
         let found = state.inventory.pfs.iter_mut().find(|p| p.address == pf).ok_or_else(|| StepError::refused("no such PF"))?;
         if to > found.totalvfs {
             return Err(StepError::refused("ERANGE"));
@@ -140,6 +143,7 @@ impl Sim {
         for vf in found.vfs.iter().filter(|vf| in_use.contains(&vf.address) || !vf.facts.uses.is_empty()) {
             self.crime(format!("VF {} removed while in use", vf.address));
         }
+        self.look_for_bridge(bridges.as_ref(), found, "numvfs written");
         let family = Family::of(found);
         if family.traffic == Traffic::Stops && !found.facts.uses.is_empty() {
             self.crime(format!("{pf}: the host's traffic was stopped"));
@@ -171,10 +175,12 @@ impl Sim {
     }
 
     fn set_eswitch(&self, state: &mut Observed, pf: PciAddress, mode: EswitchMode) -> Result<(), StepError> {
+        let bridges = state.bridges.clone();
         let found = state.inventory.pfs.iter_mut().find(|p| p.address == pf).ok_or_else(|| StepError::refused("no such PF"))?;
         if found.eswitch_mode == mode {
             return Ok(());
         }
+        self.look_for_bridge(bridges.as_ref(), found, "eswitch mode set");
         if !found.facts.uses.is_empty() {
             self.crime(format!("{pf}: the netdev that the host uses was taken away"));
         }
@@ -242,6 +248,89 @@ impl Sim {
     }
 }
 
+/// Open vSwitch.
+impl Sim {
+    /// No PF may change under a bridge that it is the uplink of.
+    fn look_for_bridge(&self, bridges: Option<&Bridges>, pf: &Pf, what: &str) {
+        if pf.netdev.as_ref().is_some_and(|netdev| bridges.is_some_and(|bridges| bridges.with_interface(&netdev.name).is_some())) {
+            self.crime(format!("{}: {what} while it is the uplink of a bridge", pf.address));
+        }
+    }
+
+    fn bridge_step(&self, state: &mut Observed, step: &Step) -> Result<(), StepError> {
+        let seen = state.clone();
+        let pf = step.pf().and_then(|pf| seen.pf(pf));
+        let bridges = state.bridges.as_mut().ok_or_else(|| StepError::refused("nobody manages bridges"))?;
+        match step {
+            Step::RemoveBridge { name, .. } => {
+                if !bridges.kept.contains_key(name) {
+                    self.crime(format!("the bridge {name} of a stranger was removed"));
+                }
+                let there = bridges.found.get(name);
+                let is_port =
+                    |vf: &&Vf| vf.facts.representor.as_ref().is_some_and(|port| there.is_some_and(|bridge| bridge.interface(port).is_some()));
+                let users = pf.into_iter().flat_map(|pf| pf.vfs.iter().filter(is_port).filter_map(|vf| seen.user_of(pf, vf)));
+                if users.count() > 0 {
+                    self.crime(format!("bridge {name} removed under a VF in use"));
+                }
+                bridges.kept.remove(name);
+                bridges.found.remove(name);
+            }
+            Step::MakeBridge { pf: address, wanted, netdev } => {
+                if pf.is_none_or(|pf| pf.eswitch_mode != EswitchMode::Switchdev || !pf.facts.uses.is_empty()) {
+                    self.crime(format!("{address}: a bridge that it cannot be in"));
+                }
+                if bridges.found.contains_key(&wanted.name) || bridges.with_interface(netdev).is_some() {
+                    return Err(StepError::refused("constraint violation"));
+                }
+                let record = wanted.record(*address, netdev);
+                bridges.found.insert(wanted.name.clone(), as_made(&record));
+                bridges.kept.insert(wanted.name.clone(), record);
+            }
+            Step::CorrectBridge { pf: address, wanted, netdev } => {
+                if !bridges.found.contains_key(&wanted.name) || !bridges.kept.contains_key(&wanted.name) {
+                    return Err(StepError::refused("no such bridge"));
+                }
+                let record = wanted.record(*address, netdev);
+                let mut made = as_made(&record);
+                if let Some(there) = bridges.found.remove(&wanted.name) {
+                    made.interfaces.extend(there.interfaces.into_iter().filter(|port| port.name != *netdev));
+                }
+                bridges.found.insert(wanted.name.clone(), made);
+                bridges.kept.insert(wanted.name.clone(), record);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// A bridge as the database has it when it was made so.
+pub(crate) fn as_made(record: &OvsBridge) -> Found {
+    let bridge = record.bridge.clone().unwrap_or_default();
+    let uplink = record.uplinks[0].clone();
+    let interface = uplink.interface.unwrap_or_default();
+    let interface = FoundInterface {
+        name: uplink.name.unwrap_or_default(),
+        port: "port".to_owned(),
+        kind: interface.kind,
+        options: interface.options,
+        external_ids: interface.external_ids,
+        other_config: interface.other_config,
+        mtu_request: interface.mtu_request,
+        error: None,
+        ofport: Some(1),
+    };
+    Found {
+        uuid: "bridge".to_owned(),
+        datapath_type: bridge.datapath_type,
+        fail_mode: bridge.fail_mode,
+        external_ids: bridge.external_ids,
+        other_config: bridge.other_config,
+        interfaces: vec![interface],
+    }
+}
+
 impl Machine for Sim {
     fn observe(&self) -> Result<Observed, ObserveError> {
         let mut seen = self.state.lock().unwrap().clone();
@@ -292,6 +381,7 @@ impl Machine for Sim {
                     vf.facts.representor = Some(format!("{base}_{}", vf.index));
                 }
             }
+            Step::MakeBridge { .. } | Step::CorrectBridge { .. } | Step::RemoveBridge { .. } => return self.bridge_step(&mut state, step),
             Step::EnableOffload { .. }
             | Step::SetSteering { .. }
             | Step::SetAdminMac { .. }

@@ -55,7 +55,7 @@ impl Daemon {
             Some(Retry::Step)
         } else if !written || !answered {
             Some(Retry::Publish)
-        } else if !observed.faults.is_empty() {
+        } else if !observed.faults.is_empty() || residual.refusals.iter().any(|r| r.reason == Reason::BridgeUnavailable) {
             Some(Retry::Observe)
         } else {
             residual.refusals.iter().any(|r| r.reason == Reason::VfsInUse).then_some(Retry::VfsInUse)

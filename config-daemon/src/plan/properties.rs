@@ -1,6 +1,7 @@
 //! Pure (tests): what holds for every wish, every state of the machine and every failure, tried on the simulated kernel.
 
 use proptest::prelude::*;
+use sriov_crds::bridge::{OvsBridge, OvsBridgeConfig, OvsInterface, OvsUplink};
 use sriov_crds::node_state::{Interface, SriovNetworkNodeStateSpec, VfGroup};
 use sriov_host::host_use::HostUse;
 use sriov_host::inventory::EswitchMode;
@@ -10,6 +11,7 @@ use super::family::{Eswitch, FAMILIES, Family};
 use super::plan;
 use super::step::Step;
 use crate::apply::apply;
+use crate::bridges::{Bridges, Found, FoundInterface};
 use crate::desired::{Desired, VdpaType};
 use crate::machine::Machine;
 use crate::machine::sim::Sim;
@@ -21,6 +23,26 @@ const PFS: [&str; 3] = ["0000:01:00.0", "0000:02:00.0", "0000:03:00.0"];
 
 fn address(pf: usize) -> PciAddress {
     PFS[pf].parse().unwrap()
+}
+
+/// A bridge for each PF: none, or one of a few that differ by settings, by kind, or by nothing.
+fn bridge() -> impl Strategy<Value = Option<(bool, Option<i64>)>> {
+    prop::option::of((any::<bool>(), prop::option::of(prop_oneof![Just(1500i64), Just(9000)])))
+}
+
+/// The wish with bridges for PFs that go to switchdev mode; of which two PFs there are.
+fn with_bridges(wishes: &[Wish], bridges: &[Option<(bool, Option<i64>)>]) -> Desired {
+    let mut spec = spec(wishes);
+    let entries = spec.interfaces.iter().filter(|pf| pf.eswitch_mode.is_some()).filter_map(|pf| {
+        let at = PFS.iter().position(|address| *address == pf.pci_address)?;
+        let (secure, mtu_request) = (*bridges.get(at)?)?;
+        let bridge = OvsBridgeConfig { fail_mode: secure.then(|| "secure".to_owned()), ..OvsBridgeConfig::default() };
+        let interface = OvsInterface { mtu_request, ..OvsInterface::default() };
+        let uplink = OvsUplink { pci_address: pf.pci_address.clone(), name: None, interface: Some(interface) };
+        Some(OvsBridge { name: format!("br-{}", pf.pci_address.replace(':', "_")), bridge: Some(bridge), uplinks: vec![uplink] })
+    });
+    spec.bridges = Some(sriov_crds::bridge::Bridges { ovs: entries.collect() });
+    Desired::read(&spec)
 }
 
 /// A wish for one PF: VFs, the first VF for userspace, MTU of the netdevs, switchdev mode (where its driver has it).
@@ -38,6 +60,10 @@ fn driver() -> impl Strategy<Value = &'static str> {
 }
 
 fn desired(wishes: &[Wish]) -> Desired {
+    Desired::read(&spec(wishes))
+}
+
+fn spec(wishes: &[Wish]) -> SriovNetworkNodeStateSpec {
     let group = |name: &str, kind: &str, first: u16, last: u16, mtu| VfGroup {
         resource_name: Some(name.to_owned()),
         policy_name: Some(name.to_owned()),
@@ -61,7 +87,7 @@ fn desired(wishes: &[Wish]) -> Desired {
         }
         Some(Interface { pci_address: PFS[pf].to_owned(), num_vfs: i64::from(numvfs), mtu, eswitch_mode, vf_groups, ..Interface::default() })
     });
-    Desired::read(&SriovNetworkNodeStateSpec { interfaces: interfaces.collect(), policy_revision: Some("r".to_owned()), ..Default::default() })
+    SriovNetworkNodeStateSpec { interfaces: interfaces.collect(), policy_revision: Some("r".to_owned()), ..Default::default() }
 }
 
 /// A machine that earlier wishes, strangers and pods have left in some state. PF 2 belongs to a stranger.
@@ -74,16 +100,25 @@ fn machine(driver: &str, earlier: &[Wish], stranger_vfs: u16, stopped_at: usize,
     let mut first = plan(&desired(earlier), &sim.observe().unwrap());
     first.steps.truncate(stopped_at);
     apply(&sim, &first);
+    hold(&sim, pods);
+    sim
+}
+
+/// Pods take VFs; those of even index are attached to the bridge of their PF, where it has one.
+fn hold(sim: &Sim, pods: &[(usize, u16)]) {
     sim.change(|state| {
         for (pf, index) in pods {
             let found = state.inventory.pfs.iter_mut().find(|p| p.address == address(*pf)).unwrap();
             if let Some(vf) = found.vfs.get_mut(usize::from(*index)) {
                 vf.netdev = None;
+                let bridge = state.bridges.as_mut().and_then(|bridges| bridges.found.get_mut(&format!("br-{}", PFS[*pf].replace(':', "_"))));
+                if let (Some(bridge), Some(name), 0) = (bridge, vf.facts.representor.clone(), index % 2) {
+                    bridge.interfaces.push(FoundInterface { name, ..FoundInterface::default() });
+                }
                 state.vfs_in_use.insert(vf.address, "pod".to_owned());
             }
         }
     });
-    sim
 }
 
 fn pf_of(observed: &Observed, pf: usize) -> sriov_host::inventory::Pf {
@@ -236,6 +271,42 @@ proptest! {
         for step in plan(&desired(&wanted), &sim.observe().unwrap()).steps {
             prop_assert!(!matches!(step, Step::SetNumVfs { from: 1.., to: 1.., .. }), "{step}");
             prop_assert!(!matches!(step, Step::SetEswitchMode { .. }) || Family::named(driver).eswitch != Eswitch::Missing, "{driver}: {step}");
+        }
+    }
+
+    /// A stranger's bridge is there from the start, which nobody may touch.
+    #[test]
+    fn bridges_converge_from_any_state_and_never_change_under_pods_or_vfs(
+        driver in prop::sample::select(vec!["mlx5_core", "ice"]), earlier in prop::collection::vec((wish(), bridge()), 2),
+        wanted in prop::collection::vec((wish(), bridge()), 2), stopped in 0usize..60, fails in prop::option::of(0usize..40),
+        pods in prop::collection::vec((0usize..2, 0u16..7), 0..3),
+    ) {
+        let (earlier, bridges): (Vec<_>, Vec<_>) = earlier.into_iter().unzip();
+        let sim = machine(driver, &[], 0, 0, &[]);
+        sim.change(|state| {
+            let stranger = ("br-ex".to_owned(), Found::default());
+            state.bridges = Some(Bridges { found: [stranger].into(), ..Bridges::default() });
+        });
+        let mut first = plan(&with_bridges(&earlier, &bridges), &sim.observe().unwrap());
+        first.steps.truncate(stopped);
+        apply(&sim, &first);
+        hold(&sim, &pods);
+        let (wanted, bridges): (Vec<_>, Vec<_>) = wanted.into_iter().unzip();
+        let wanted = with_bridges(&wanted, &bridges);
+        if let Some(number) = fails {
+            sim.fail_step(number);
+        }
+        settle(&sim, &wanted);
+        prop_assert!(sim.crimes().is_empty(), "{:?}", sim.crimes());
+        let end = sim.observe().unwrap();
+        let left = plan(&wanted, &end);
+        prop_assert!(left.steps.is_empty(), "{left}");
+        let known = end.bridges.unwrap();
+        prop_assert!(known.found.contains_key("br-ex"));
+        if left.refusals.is_empty() {
+            let asked: Vec<&String> = wanted.bridges.values().flatten().map(|bridge| &bridge.name).collect();
+            prop_assert_eq!(known.kept.keys().collect::<Vec<_>>(), asked.clone());
+            prop_assert!(asked.iter().all(|name| known.found.contains_key(*name)), "{:?}", known.found);
         }
     }
 

@@ -47,6 +47,10 @@ pub enum Reason {
     InvalidGuids,
     /// The host uses the PF, and what is asked would stop its traffic.
     PfInUse,
+    /// Open vSwitch does not answer, or has not done what its database says.
+    BridgeUnavailable,
+    /// Somebody else has a bridge of that name, or the PF in another bridge.
+    BridgeConflict,
     /// Something takes effect only at the next boot, or before the first network namespace is made.
     RebootRequired,
     /// VFs that would have to change are in use.
@@ -72,6 +76,8 @@ impl Reason {
             Self::DriverNotLoaded => "DriverNotLoaded",
             Self::InvalidGuids => "InvalidGuids",
             Self::PfInUse => "PfInUse",
+            Self::BridgeUnavailable => "BridgeUnavailable",
+            Self::BridgeConflict => "BridgeConflict",
             Self::RebootRequired => "RebootRequired",
             Self::VfsInUse => node::WAITING_FOR_VFS_IN_USE,
         }

@@ -13,6 +13,7 @@ use sriov_host::mac::MacAddr;
 use sriov_host::pci::PciAddress;
 use sriov_host::vf::VfIndex;
 
+use crate::bridges::Wanted;
 use crate::desired::{DeviceType, VdpaType};
 use crate::observed::Record;
 
@@ -182,6 +183,31 @@ pub enum Step {
         /// Bytes wanted.
         mtu: u32,
     },
+    /// Make an Open vSwitch bridge with the PF as its uplink.
+    MakeBridge {
+        /// The PF.
+        pf: PciAddress,
+        /// The bridge.
+        wanted: Box<Wanted>,
+        /// The PF's netdev.
+        netdev: String,
+    },
+    /// Give a bridge of ours the settings that are wanted, and its uplink when it has lost it, while traffic flows.
+    CorrectBridge {
+        /// The PF.
+        pf: PciAddress,
+        /// The bridge.
+        wanted: Box<Wanted>,
+        /// The PF's netdev.
+        netdev: String,
+    },
+    /// Remove a bridge of ours.
+    RemoveBridge {
+        /// The PF, as far as it is known.
+        pf: Option<PciAddress>,
+        /// The bridge.
+        name: String,
+    },
     /// Delete the record of a PF.
     Forget {
         /// The PF.
@@ -209,7 +235,10 @@ impl Step {
             | Self::NameRepresentors { pf, .. }
             | Self::BindDriver { pf, .. }
             | Self::SetVfMtu { pf, .. }
+            | Self::MakeBridge { pf, .. }
+            | Self::CorrectBridge { pf, .. }
             | Self::Forget { pf } => Some(*pf),
+            Self::RemoveBridge { pf, .. } => *pf,
         }
     }
 
@@ -235,6 +264,9 @@ impl Step {
             Self::NameRepresentors { .. } => "NameRepresentors",
             Self::BindDriver { .. } => "BindDriver",
             Self::SetVfMtu { .. } => "SetVfMtu",
+            Self::MakeBridge { .. } => "MakeBridge",
+            Self::CorrectBridge { .. } => "CorrectBridge",
+            Self::RemoveBridge { .. } => "RemoveBridge",
             Self::Forget { .. } => "Forget",
         }
     }
@@ -298,6 +330,11 @@ impl fmt::Display for Step {
             Self::NameRepresentors { base, .. } => write!(f, ": name the representors of its VFs {base}_0, {base}_1, ..."),
             Self::BindDriver { driver, .. } => write!(f, ": bind to {driver}"),
             Self::SetVfMtu { mtu, .. } => write!(f, ": set MTU {mtu}"),
+            Self::MakeBridge { wanted, netdev, .. } => write!(f, ": make Open vSwitch bridge {} with uplink {netdev}", wanted.name),
+            Self::CorrectBridge { wanted, netdev, .. } => {
+                write!(f, ": correct the settings of Open vSwitch bridge {} with uplink {netdev}", wanted.name)
+            }
+            Self::RemoveBridge { name, .. } => write!(f, ": remove Open vSwitch bridge {name}"),
             Self::Forget { .. } => write!(f, ": forget (delete its record)"),
         }
     }

@@ -18,9 +18,9 @@ pub(crate) fn spare(pf: &Pf, steps: Vec<Step>) -> (Vec<Step>, Option<Refusal>) {
     }
     let harmful: Vec<&Step> = steps.iter().filter(|step| disturbs(pf, step)).collect();
     let Some(first) = harmful.first() else { return (steps, None) };
-    let whole = harmful.iter().any(|step| !matches!(step, Step::SetPfMtu { .. }));
+    let whole = harmful.iter().any(|step| !matches!(step, Step::SetPfMtu { .. } | Step::MakeBridge { .. }));
     let refusal = refusal(pf, first, whole);
-    // All else stands on the number of VFs and the mode; an MTU can be left out alone.
+    // All else stands on the number of VFs and the mode; an MTU or a bridge can be left out alone.
     let left = if whole { Vec::new() } else { steps.into_iter().filter(|step| !disturbs(pf, step)).collect() };
     (left, Some(refusal))
 }
@@ -31,7 +31,8 @@ fn disturbs(pf: &Pf, step: &Step) -> bool {
         Step::SetNumVfs { .. } => Family::of(pf).traffic == Traffic::Stops,
         // Drivers take the netdev apart to change the mode. A larger MTU than the network's makes the host's packets vanish, and most drivers stop
         // the port to change it.
-        Step::SetEswitchMode { .. } | Step::SetPfMtu { .. } => true,
+        // Packets of a bridge's uplink go to the bridge.
+        Step::SetEswitchMode { .. } | Step::SetPfMtu { .. } | Step::MakeBridge { .. } => true,
         _ => false,
     }
 }
@@ -43,6 +44,10 @@ fn refusal(pf: &Pf, step: &Step, whole: bool) -> Refusal {
         Step::SetPfMtu { to, .. } => (
             format!("its MTU is not raised to {to}"),
             format!("set MTU {to} in the host's own network configuration, where it belongs to what uses the port, or remove mtu from the policy"),
+        ),
+        Step::MakeBridge { wanted, .. } => (
+            format!("it is not made the uplink of bridge {}, which would take that traffic away", wanted.name),
+            "move what uses the port to another one, or remove bridge from the policy".to_owned(),
         ),
         Step::SetEswitchMode { .. } => (
             "its eswitch mode is not changed, because that takes the port's netdev away for a moment".to_owned(),
