@@ -13,6 +13,7 @@ mod images;
 mod kernel;
 mod key;
 mod modules;
+mod openvswitch;
 mod root;
 
 use std::collections::BTreeMap;
@@ -97,6 +98,8 @@ fn build(cache: &Cache, workspace: &Workspace) -> Result<Artifacts> {
     artifacts.bin.insert("helm", go_tools::helm(cache, workspace)?);
     artifacts.bin.insert("crane", go_tools::crane(cache, workspace)?);
     artifacts.bin.insert("promtool", go_tools::promtool(cache, workspace)?);
+    let openvswitch = openvswitch::programs(cache, &offer)?;
+    artifacts.bin.extend(openvswitch::FILES.map(|(name, file)| (name, openvswitch.path(file))));
     Ok(artifacts)
 }
 

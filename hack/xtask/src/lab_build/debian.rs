@@ -41,6 +41,8 @@ pub(crate) struct Offer {
     pub(crate) kernel: Package,
     /// `udev` and `libudev1`.
     pub(crate) udev: [Package; 2],
+    /// `openvswitch-common` and `openvswitch-switch`.
+    pub(crate) openvswitch: [Package; 2],
 }
 
 impl Offer {
@@ -105,7 +107,7 @@ fn read_offer(path: &Path) -> Result<Offer> {
 fn ask_archive() -> Result<Offer> {
     let names = stdout_of(Command::new("apt-cache").args(["pkgnames", &format!("linux-image-{KERNEL_SERIES}.")]))?;
     let kernels = kernel_names(&names);
-    let asked = kernels.iter().take(5).copied().chain(["udev", "libudev1"]);
+    let asked = kernels.iter().take(5).copied().chain(["udev", "libudev1", "openvswitch-common", "openvswitch-switch"]);
     let policy = stdout_of(Command::new("apt-cache").arg("policy").args(asked).env("LC_ALL", "C"))?;
     let candidates = candidates(&policy);
     let find = |name: &str| candidates.iter().find(|package| package.name == name).cloned();
@@ -113,7 +115,8 @@ fn ask_archive() -> Result<Offer> {
         format!("no package source of this machine has a linux-image-{KERNEL_SERIES}.*-amd64; `install_packages` of hack/lib.sh adds backports")
     })?;
     let needed = |name: &str| find(name).with_context(|| format!("no package source of this machine has {name}"));
-    Ok(Offer { kernel, udev: [needed("udev")?, needed("libudev1")?] })
+    let openvswitch = [needed("openvswitch-common")?, needed("openvswitch-switch")?];
+    Ok(Offer { kernel, udev: [needed("udev")?, needed("libudev1")?], openvswitch })
 }
 
 /// Pure: the plain amd64 kernels among package names, newest first: no cloud, real-time, unsigned or debug build and no metapackage.
@@ -229,7 +232,11 @@ mod tests {
     #[test]
     fn the_kernel_release_is_the_package_name_without_its_prefix() {
         let package = |name: &str| Package { name: name.into(), version: "1".into() };
-        let offer = Offer { kernel: package("linux-image-6.12.117+deb12-amd64"), udev: [package("udev"), package("libudev1")] };
+        let offer = Offer {
+            kernel: package("linux-image-6.12.117+deb12-amd64"),
+            udev: [package("udev"), package("libudev1")],
+            openvswitch: [package("openvswitch-common"), package("openvswitch-switch")],
+        };
         assert_eq!(offer.kernel_release(), "6.12.117+deb12-amd64");
     }
 
