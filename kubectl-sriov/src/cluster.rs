@@ -74,7 +74,6 @@ async fn read_all(client: &Client, namespace: &str) -> Result<Snapshot> {
 }
 
 /// All objects of a kind; `None` where the cluster does not know it.
-
 async fn list(client: &Client, kind: &str, path: &str) -> Result<Option<Vec<Value>>> {
     let request = Request::new(path.to_owned()).list(&ListParams::default())?;
     let mut list: Value = match client.request(request).await {

@@ -35,14 +35,14 @@ fn forms<V: Serialize>(name: &str, view: &V, text: impl Fn(&V, Style) -> String)
 fn texts(folder: &Path) -> BTreeMap<String, String> {
     let snapshot = Snapshot::read(objects(&folder.join("cluster.yaml")));
     let mut texts = BTreeMap::new();
-    texts.extend(forms("status", &status::status(&snapshot), |view, style| view.text(style)));
-    texts.extend(forms("pods", &pods::pods(&snapshot, None), |view, style| view.text(style)));
-    texts.extend(forms("history", &history::history(&snapshot, None), |view, style| view.text(style)));
+    texts.extend(forms("status", &status::status(&snapshot), status::Status::text));
+    texts.extend(forms("pods", &pods::pods(&snapshot, None), pods::Pods::text));
+    texts.extend(forms("history", &history::history(&snapshot, None), history::History::text));
     let wanted: Vec<_> = match folder.join("policy.yaml") {
         file if file.exists() => objects(&file).into_iter().map(|object| SriovNetworkNodePolicy::deserialize(object).unwrap()).collect(),
         _ => vec![],
     };
-    texts.extend(forms("plan", &plan::plan(&snapshot, &wanted), |view, style| view.text(style)));
+    texts.extend(forms("plan", &plan::plan(&snapshot, &wanted), plan::Plan::text));
     let names: Vec<String> = snapshot.nodes.iter().filter_map(|node| node.metadata.name.clone()).collect();
     let diagnosed = names.iter().map(|name| (format!("doctor-node-{name}"), doctor::node(&snapshot, name)));
     let pods = snapshot.pods.iter().filter(|pod| pod.metadata.namespace.as_deref() == Some("default")).filter_map(|pod| pod.metadata.name.clone());
@@ -52,12 +52,12 @@ fn texts(folder: &Path) -> BTreeMap<String, String> {
     let all = diagnosed.iter().map(|(_, diagnosis)| diagnosis.text(Style::Plain)).collect::<Vec<_>>().join("\n");
     texts.insert("doctor.txt".to_owned(), all);
     if let Some((name, broken)) = diagnosed.iter().find(|(_, diagnosis)| !diagnosis.is_whole()) {
-        texts.extend(forms(name, broken, |view, style| view.text(style)));
+        texts.extend(forms(name, broken, doctor::Diagnosis::text));
     }
     let views: Vec<_> = names.iter().filter_map(|name| Some((name, node::node(&snapshot, name)?))).collect();
     texts.insert("node.txt".to_owned(), views.iter().map(|(_, view)| view.text(Style::Plain)).collect::<Vec<_>>().join("\n"));
     if let Some((name, view)) = views.first() {
-        texts.extend(forms(&format!("node-{name}"), view, |view, style| view.text(style)));
+        texts.extend(forms(&format!("node-{name}"), view, node::NodeView::text));
     }
     texts
 }

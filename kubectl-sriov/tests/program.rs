@@ -161,21 +161,21 @@ fn a_cluster_that_cannot_be_found_is_a_mistake_that_says_where_it_was_looked_for
 
 /// Answers every request like an API server that refuses it.
 fn refusing(status: u16, message: &str) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a connection");
+    let address = listener.local_addr().expect("a connection").to_string();
     let body = serde_json::json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "reason": "No", "code": status })
         .to_string();
     // Ends with this process.
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            let (mut stream, mut request) = (stream.unwrap(), [0; 4096]);
-            let read = stream.read(&mut request).unwrap();
+            let (mut stream, mut request) = (stream.expect("a connection"), [0; 4096]);
+            let read = stream.read(&mut request).expect("a connection");
             assert!(read > 0);
             let answer = format!(
                 "HTTP/1.1 {status} No\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
                 body.len()
             );
-            stream.write_all(answer.as_bytes()).unwrap();
+            stream.write_all(answer.as_bytes()).expect("a connection");
         }
     });
     address
@@ -205,7 +205,7 @@ fn kubeconfig(folder: &Path, server: &str) -> String {
         "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{{name: c, cluster: {{server: 'http://{server}'}}}}]\nusers: [{{name: u, user: {{}}}}]\n\
          contexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n"
     );
-    std::fs::write(&path, document).unwrap();
+    std::fs::write(&path, document).expect("write the kubeconfig");
     path.display().to_string()
 }
 

@@ -109,9 +109,9 @@ fn every_page_with_commands_is_run_and_listed() {
 
 /// What the assignments of a shell file are, read by a shell.
 fn assigned(file: &Path, name: &str) -> String {
-    let output = Command::new("sh").args(["-euc", &format!(". \"$0\" && echo \"${name}\""), &file.display().to_string()]).output().unwrap();
+    let output = Command::new("sh").args(["-euc", &format!(". \"$0\" && echo \"${name}\""), &file.display().to_string()]).output().expect("run sh");
     assert!(output.status.success(), "{} cannot be read by a shell any more: {}", file.display(), String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    String::from_utf8(output.stdout).expect("text").trim().to_owned()
 }
 
 /// Programs that belong to a boot loader, and are not there or must not run where tests do.
@@ -122,27 +122,28 @@ fn run_on(root: &Path, block: &str) -> String {
     let script = block.replace("/etc/", &format!("{}/etc/", root.display())).replace("/boot/vmlinuz", &format!("{}/boot/vmlinuz", root.display()));
     let script = script.replace("/lib/modules", &format!("{}/lib/modules", root.display()));
     let path = format!("{}:/usr/bin:/bin", root.join("bin").display());
-    let output = Command::new("sh").args(["-euc", &script]).env("PATH", path).output().unwrap();
+    let output = Command::new("sh").args(["-euc", &script]).env("PATH", path).output().expect("run sh");
     assert!(output.status.success(), "{block}\n{}", String::from_utf8_lossy(&output.stderr));
-    let calls = fs::read_to_string(root.join("calls")).unwrap();
+    let calls = fs::read_to_string(root.join("calls")).expect("a program was called");
     calls.replace(&root.display().to_string(), "")
 }
 
 fn machine() -> tempfile::TempDir {
-    let root = tempfile::tempdir().unwrap();
+    let root = tempfile::tempdir().expect("make the machine");
     let file = |name: &str| root.path().join(name);
     for folder in ["bin", "boot", "etc/default", "etc/kernel"] {
-        fs::create_dir_all(file(folder)).unwrap();
+        fs::create_dir_all(file(folder)).expect("make the machine");
     }
     // As Debian 12 has them, its comments left out.
-    fs::write(file("etc/default/grub"), "GRUB_DEFAULT=0\nGRUB_TIMEOUT=5\nGRUB_CMDLINE_LINUX_DEFAULT=\"quiet\"\nGRUB_CMDLINE_LINUX=\"\"\n").unwrap();
-    fs::write(file("etc/kernel/cmdline"), "root=UUID=2c3f ro quiet\n").unwrap();
+    fs::write(file("etc/default/grub"), "GRUB_DEFAULT=0\nGRUB_TIMEOUT=5\nGRUB_CMDLINE_LINUX_DEFAULT=\"quiet\"\nGRUB_CMDLINE_LINUX=\"\"\n")
+        .expect("make the machine");
+    fs::write(file("etc/kernel/cmdline"), "root=UUID=2c3f ro quiet\n").expect("make the machine");
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    fs::write(file(&format!("boot/vmlinuz-{release}")), "").unwrap();
+    fs::write(file(&format!("boot/vmlinuz-{release}")), "").expect("make the machine");
     for program in BOOT_PROGRAMS {
         let recorder = format!("#!/bin/sh\necho \"{program} $*\" >>'{}'\n", file("calls").display());
-        fs::write(file("bin").join(program), recorder).unwrap();
-        fs::set_permissions(file("bin").join(program), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(file("bin").join(program), recorder).expect("make the machine");
+        fs::set_permissions(file("bin").join(program), fs::Permissions::from_mode(0o755)).expect("make the machine");
     }
     root
 }
