@@ -5,22 +5,25 @@
 //! Invariant: one bad device never hides the others; it is left out and named among the faults ([`survey`]). A device that vanishes while it
 //! is read is left out without a fault.
 
+mod answers;
+mod changes;
+mod kept;
 mod reader;
 
 use std::collections::BTreeMap;
 
-use rustix::io::Errno;
-
 use crate::host_use::HostNetwork;
 use crate::inventory::{EswitchMode, Inventory, Kernel, Netdev, Pf, RdmaMode};
-use crate::netlink::devlink::{Device, Devlink};
-use crate::netlink::rdma::Rdma;
 use crate::netlink::route::uplink;
-use crate::netlink::{Link, NetlinkError, Route};
+use crate::netlink::{Link, NetlinkError};
 use crate::pci::{DeviceId, PciAddress, VendorId};
 use crate::sysfs::{Sysfs, SysfsError};
 use crate::vf::{VfAttributes, VfIndex};
-use crate::{Host, boot_config, cloud, driver, kernel, pci_device, storage, vdpa};
+use crate::{Host, boot_config, cloud, driver, kernel, pci_device, vdpa};
+pub use answers::Answers;
+use answers::Kernel as NetlinkKernel;
+pub use changes::Changes;
+pub use kept::{KeptSurvey, Look, Read};
 use reader::Reader;
 
 /// A machine or a device of it that could not be read.
@@ -105,13 +108,17 @@ pub fn inventory(host: &Host) -> Result<Inventory, DiscoverError> {
 
 /// As [`inventory`], with the faults.
 pub fn survey(host: &Host) -> Result<Survey, DiscoverError> {
-    let pfs = pf_addresses(host)?;
-    let (facts, mut faults) = gather(host, &pfs)?;
+    whole(host, &NetlinkKernel::open()?).map(|(_, survey)| survey)
+}
+
+/// A look at everything, and what netlink said for it.
+fn whole(host: &Host, answers: &impl Answers) -> Result<(NetFacts, Survey), DiscoverError> {
+    let (facts, mut faults) = gather(host, answers, &pf_addresses(host)?)?;
     let mut survey = survey_with(host, &facts)?;
     // Netlink failed for these, so that what is said of them would be half a truth.
     survey.inventory.pfs.retain(|pf| faults.iter().all(|(faulty, _)| *faulty != pf.address));
     faults.append(&mut survey.faults);
-    Ok(Survey { faults, ..survey })
+    Ok((facts, Survey { faults, ..survey }))
 }
 
 /// As [`survey`], with netlink's part given: reads only files.
@@ -132,7 +139,7 @@ pub fn survey_with(host: &Host, facts: &NetFacts) -> Result<Survey, DiscoverErro
 
 /// One PF; `None` when there is no such function or it cannot have VFs.
 pub fn pf(host: &Host, address: PciAddress) -> Result<Option<Pf>, DiscoverError> {
-    let (facts, faults) = gather(host, &[address])?;
+    let (facts, faults) = gather(host, &NetlinkKernel::open()?, &[address])?;
     if let Some((_, error)) = faults.into_iter().next() {
         return Err(error);
     }
@@ -171,38 +178,28 @@ pub fn vf_addresses(host: &Host, pf: PciAddress) -> Result<Vec<(VfIndex, PciAddr
 }
 
 /// Asks netlink about the machine and these PFs. What fails for one PF is a fault of that PF.
-fn gather(host: &Host, pfs: &[PciAddress]) -> Result<(NetFacts, Vec<(PciAddress, DiscoverError)>), DiscoverError> {
-    let route = Route::open()?;
-    let devlink = Devlink::open()?;
-    let network = HostNetwork { addresses: route.all_addresses()?, routes: route.routes_out()?, storage: storage::peers(host) };
-    let mut facts = NetFacts { links: route.links()?, network, rdma_mode: rdma_mode(), ..NetFacts::default() };
-    let mut faults = Vec::new();
-    for &pf in pfs {
-        match devlink.eswitch_mode(pf) {
-            Ok(mode) => drop(facts.eswitch_modes.insert(pf, mode)),
-            // devlink answers this question only with CAP_NET_ADMIN. A process without it changes nothing either.
-            Err(error) if error.is(Errno::PERM) => {}
-            Err(error) => faults.push((pf, error.into())),
-        }
-        // Not worth a fault: nothing is decided by it.
-        if let Some(firmware) = devlink.firmware(&Device::from(pf)).ok().flatten() {
-            facts.firmware.insert(pf, firmware);
-        }
-        // Drivers answer for their VFs slowly, some through a firmware mailbox: ask only those that have any.
-        let Some(link) = netdev_link(host, pf, &facts.links).filter(|_| !matches!(vf_addresses(host, pf).as_deref(), Ok([]))) else { continue };
-        let ifindex = link.netdev.ifindex;
-        match route.vfs(ifindex) {
-            Ok(vfs) => drop(facts.vf_attributes.insert(ifindex, vfs)),
-            Err(error) if error.is_gone() => {}
-            Err(error) => faults.push((pf, error.into())),
-        }
-    }
+fn gather(host: &Host, answers: &impl Answers, pfs: &[PciAddress]) -> Result<(NetFacts, Vec<(PciAddress, DiscoverError)>), DiscoverError> {
+    let mut facts = NetFacts { links: answers.links()?, network: answers.network(host)?, rdma_mode: answers.rdma_mode(), ..NetFacts::default() };
+    let faults = pfs.iter().filter_map(|pf| Some((*pf, ask(host, answers, *pf, &mut facts)?))).collect();
     Ok((facts, faults))
 }
 
-/// Unknown is fine: it is compared only where a policy asks for a mode.
-fn rdma_mode() -> Option<RdmaMode> {
-    Rdma::open().and_then(|rdma| rdma.mode()).ok().flatten()
+/// Asks netlink about one PF, whose link is known; answers what failed.
+fn ask(host: &Host, answers: &impl Answers, pf: PciAddress, facts: &mut NetFacts) -> Option<DiscoverError> {
+    match answers.eswitch_mode(pf) {
+        Ok(mode) => facts.eswitch_modes.extend(mode.map(|mode| (pf, mode))),
+        Err(error) => return Some(error.into()),
+    }
+    facts.firmware.extend(answers.firmware(pf).map(|firmware| (pf, firmware)));
+    // Drivers answer for their VFs slowly, some through a firmware mailbox: ask only those that have any.
+    let link = netdev_link(host, pf, &facts.links).filter(|_| !matches!(vf_addresses(host, pf).as_deref(), Ok([])))?;
+    let ifindex = link.netdev.ifindex;
+    match answers.vfs(ifindex) {
+        Ok(vfs) => facts.vf_attributes.extend([(ifindex, vfs)]),
+        Err(error) if error.is_gone() => {}
+        Err(error) => return Some(error.into()),
+    }
+    None
 }
 
 /// Network functions that can have VFs, in order of address.

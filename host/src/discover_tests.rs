@@ -4,7 +4,7 @@
 use super::*;
 use crate::inventory::LinkType;
 use crate::mac::MacAddr;
-use crate::netlink::LinkChange;
+use crate::netlink::{LinkChange, Route};
 use crate::testing::{SysfsTree, igb_pf, new_netns};
 use crate::vf::VfVlan;
 

@@ -97,6 +97,7 @@ impl Sysfs {
 
     /// Whether the path names something; links are followed.
     pub fn exists(&self, path: impl AsRef<Path>) -> bool {
+        count_operation();
         self.resolve(path).exists()
     }
 
@@ -129,6 +130,7 @@ impl Sysfs {
 
     /// Opens a folder; `None` when it or its device is not there.
     pub(crate) fn folder(&self, path: impl AsRef<Path>) -> Result<Option<Folder>, SysfsError> {
+        count_operation();
         let path = self.resolve(path);
         let fd = openat(CWD, &path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
         let fd = unless_gone(fd.map_err(|cause| SysfsError::List { path: path.clone(), cause: cause.into() }))?;
@@ -137,6 +139,7 @@ impl Sysfs {
 
     /// A link's target as it is written; `None` when there is no such link.
     pub fn read_link(&self, path: impl AsRef<Path>) -> Result<Option<PathBuf>, SysfsError> {
+        count_operation();
         let path = self.resolve(path);
         match fs::read_link(&path) {
             // A plain folder where a link is usual: there is nothing to follow.
@@ -147,6 +150,7 @@ impl Sysfs {
 
     /// The last component of a link's target (`driver` -> `igbvf`); `None` when there is no such link.
     pub fn read_link_name(&self, path: impl AsRef<Path>) -> Result<Option<String>, SysfsError> {
+        count_operation();
         let path = self.resolve(path);
         let target = fs::read_link(&path).map_err(|cause| SysfsError::ReadLink { path, cause });
         Ok(unless_gone(target)?.and_then(|target| target.file_name().map(lossy)))
@@ -154,6 +158,7 @@ impl Sysfs {
 
     /// The names in a folder, sorted. A missing folder is an error.
     pub fn list(&self, path: impl AsRef<Path>) -> Result<Vec<String>, SysfsError> {
+        count_operation();
         let path = self.resolve(path);
         let entries = fs::read_dir(&path).and_then(|entries| entries.map(|entry| Ok(lossy(&entry?.file_name()))).collect());
         let mut names: Vec<String> = entries.map_err(|cause| SysfsError::List { path, cause })?;
@@ -178,6 +183,7 @@ pub(crate) struct Folder {
 impl Folder {
     /// As [`Sysfs::read_opt`], of a file in this folder.
     pub(crate) fn read_opt(&self, name: &str) -> Result<Option<String>, SysfsError> {
+        count_operation();
         let read = || {
             let mut file = File::from(openat(&self.fd, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?);
             // No attribute is longer than a page, so that most are read by the first call and ended by the second.
@@ -189,6 +195,7 @@ impl Folder {
 
     /// As [`Sysfs::read_link_name`], of a link in this folder.
     pub(crate) fn read_link_name(&self, name: &str) -> Result<Option<String>, SysfsError> {
+        count_operation();
         let target = readlinkat(&self.fd, name, Vec::new());
         let target = unless_gone(target.map_err(|cause| SysfsError::ReadLink { path: self.path.join(name), cause: cause.into() }))?;
         Ok(target.map(|target| target.to_string_lossy().rsplit('/').next().unwrap_or_default().to_owned()))
@@ -196,6 +203,7 @@ impl Folder {
 
     /// As [`Sysfs::list_opt`], of a folder in this folder.
     pub(crate) fn list_opt(&self, name: &str) -> Result<Option<Vec<String>>, SysfsError> {
+        count_operation();
         let list = || {
             let fd = openat(&self.fd, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
             let mut names = Vec::new();
@@ -218,9 +226,22 @@ const ATTRIBUTE_BYTES: usize = 4096;
 
 /// All of a file. The size that the machine tells of its files is no help, so that it is not asked for.
 fn read_whole(path: &Path) -> io::Result<Vec<u8>> {
+    count_operation();
     let mut bytes = Vec::with_capacity(ATTRIBUTE_BYTES);
     File::open(path)?.take(u64::MAX).read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+std::thread_local! {
+    /// What this thread read, in operations, so that a test can say what a look costs.
+    pub(crate) static OPERATIONS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// Counts one operation, in tests alone.
+fn count_operation() {
+    #[cfg(test)]
+    OPERATIONS.set(OPERATIONS.get() + 1);
 }
 
 /// Opens a file for reading by its path in this process's own view: namespace files, which are never below a host root.

@@ -4,7 +4,7 @@
 //!
 //! Invariant: a device that has the wanted driver is not touched.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::Host;
 use crate::function::Vdpa;
@@ -25,9 +25,14 @@ pub fn is_loaded(host: &Host, driver: &str) -> bool {
 
 /// The devices that PCI functions carry, by function. One that vanishes meanwhile is left out.
 pub fn by_function(host: &Host) -> Result<BTreeMap<PciAddress, Vdpa>, SysfsError> {
+    by_function_but(host, &BTreeSet::new())
+}
+
+/// As [`by_function`], without the devices of these names, which are not read.
+pub(crate) fn by_function_but(host: &Host, known: &BTreeSet<String>) -> Result<BTreeMap<PciAddress, Vdpa>, SysfsError> {
     let sysfs = host.sysfs();
     let mut devices = BTreeMap::new();
-    for name in sysfs.list_opt(format!("{BUS}/devices"))?.unwrap_or_default() {
+    for name in sysfs.list_opt(format!("{BUS}/devices"))?.unwrap_or_default().into_iter().filter(|name| !known.contains(name)) {
         let device = format!("{BUS}/devices/{name}");
         // `../../../devices/pci0000:64/0000:64:00.0/0000:65:00.2/vdpa0`
         let target = sysfs.read_link(&device)?.unwrap_or_default();

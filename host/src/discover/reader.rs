@@ -10,7 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{DiscoverError, NetFacts, is_lone, is_pf, link_by_index, link_speed, parse, representors, vf_addresses};
 use crate::function::Vdpa;
 use crate::guid::Guid;
-use crate::inventory::{EswitchMode, Facts, Pf, Vf};
+use crate::host_use::HostUse;
+use crate::inventory::{EswitchMode, Facts, Netdev, Pf, Vf};
 use crate::netlink::Link;
 use crate::netlink::route::uplink;
 use crate::nic::vf_space;
@@ -100,7 +101,7 @@ impl<'a> Reader<'a> {
         let Some(found) = self.vf(address, VfIndex(0))? else { return Ok(None) };
         let link = self.link(address).or_else(|| self.virtio_link(address));
         let netdev = link.map(|link| link.netdev.clone());
-        let vf = Vf { facts: self.uses(link, found.facts), netdev: netdev.clone(), ..found };
+        let vf = Vf { facts: Facts { uses: self.uses(netdev.as_ref()), ..found.facts }, netdev: netdev.clone(), ..found };
         Ok(Some(Pf {
             address,
             vendor: vf.vendor,
@@ -125,10 +126,18 @@ impl<'a> Reader<'a> {
         self.facts.links.iter().find(|link| link.parent_device.as_ref() == Some(virtio))
     }
 
-    /// The facts with what the host uses this link for.
-    fn uses(&self, link: Option<&Link>, facts: Facts) -> Facts {
-        let index = link.map(|link| link.netdev.ifindex).filter(|index| self.in_use.contains(index));
-        Facts { uses: index.map(|index| self.facts.network.uses_of(index, &self.facts.links)).unwrap_or_default(), ..facts }
+    /// What the host uses this netdev for.
+    fn uses(&self, netdev: Option<&Netdev>) -> Vec<HostUse> {
+        let index = netdev.map(|netdev| netdev.ifindex).filter(|index| self.in_use.contains(index));
+        index.map(|index| self.facts.network.uses_of(index, &self.facts.links)).unwrap_or_default()
+    }
+
+    /// Says anew what the host uses a PF and its VFs for, which may change without any change of theirs.
+    pub(super) fn read_uses_again(&self, pf: &mut Pf) {
+        pf.facts.uses = self.uses(pf.netdev.as_ref());
+        for vf in &mut pf.vfs {
+            vf.facts.uses = self.uses(vf.netdev.as_ref());
+        }
     }
 
     /// Whether a representor is down and a port of nothing.
@@ -158,13 +167,12 @@ impl<'a> Reader<'a> {
 
     /// What is read of PFs and VFs alike.
     fn function(&mut self, device: &Device, driver: Option<&str>, link: Option<&Link>) -> Result<Facts, DiscoverError> {
-        let used = link.map(|link| link.netdev.ifindex).filter(|index| self.in_use.contains(index));
         let rdma = device.folder.list_opt("infiniband")?.unwrap_or_default();
         Ok(Facts {
             node_guid: rdma.first().map(|first| device.node_guid(first)).transpose()?.flatten(),
             port_guid: link.and_then(|link| link.port_guid),
             vdpa: self.vdpa.get(&device.address).cloned(),
-            uses: used.map(|index| self.facts.network.uses_of(index, &self.facts.links)).unwrap_or_default(),
+            uses: self.uses(link.map(|link| &link.netdev)),
             representor: None,
             representor_idle: false,
             lone: false,
