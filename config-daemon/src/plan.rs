@@ -21,12 +21,12 @@ use std::fmt;
 use sriov_host::inventory::Pf;
 use sriov_host::pci::PciAddress;
 
-use crate::desired::{Desired, DesiredPf, DeviceType, VdpaType};
+use crate::desired::{Desired, DesiredPf, VdpaType};
 use crate::observed::{Observed, Record, User};
 use disruption::Disruption;
 use family::Family;
 use refusal::{Reason, Refusal};
-use step::{Step, VFIO_PCI, mode_word};
+use step::{Driver, Step, VFIO_PCI, mode_word};
 
 /// What to do, what not, and what it costs.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -48,7 +48,8 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
         return plan;
     }
     plan.refusals.extend(desired.unreadable.iter().chain(&desired.refused).cloned());
-    machine_steps(desired, observed, &mut plan);
+    rdma_mode(desired, observed, &mut plan);
+    let first = plan.steps.len();
     for wish in desired.pfs.values() {
         match wish {
             Ok(wish) => configure(wish, desired, observed, &mut plan),
@@ -64,6 +65,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
         }
     }
     bridge::leftovers(desired, observed, &mut plan);
+    plan.steps.splice(first..first, machine_steps(observed, &plan.steps));
     plan
 }
 
@@ -79,23 +81,24 @@ impl Plan {
     }
 }
 
-/// What is set once for the whole machine.
-fn machine_steps(desired: &Desired, observed: &Observed, plan: &mut Plan) {
-    rdma_mode(desired, observed, plan);
-    let vfio = |wish: &DesiredPf| wish.groups.iter().any(|group| group.device_type == DeviceType::VfioPci) && refusal::check(wish, observed).is_ok();
-    if !observed.vfio_pci_loaded && observed.vfio_pci_loadable && desired.pfs.values().flatten().any(vfio) {
-        plan.steps.push(Step::LoadModule { module: VFIO_PCI.to_owned() });
+/// What the steps of PFs need of the whole machine. It follows from the steps, so that nothing is loaded for what is refused or waits.
+fn machine_steps(observed: &Observed, steps: &[Step]) -> Vec<Step> {
+    let mut first = Vec::new();
+    let to_vfio = |step: &&Step| matches!(step, Step::BindDriver { driver: Driver::VfioPci, .. });
+    if !observed.vfio_pci_loaded && observed.vfio_pci_loadable && steps.iter().any(|step| to_vfio(&step)) {
+        first.push(Step::LoadModule { module: VFIO_PCI.to_owned() });
     }
-    let lone = |wish: &DesiredPf| vfio(wish) && observed.pf(wish.address).is_some_and(|pf| pf.facts.lone);
-    if !observed.inventory.iommu.active && !observed.vfio_without_iommu && desired.pfs.values().flatten().any(lone) {
-        plan.steps.push(Step::AllowNoIommu);
+    let is_lone = |step: &Step| step.pf().and_then(|pf| observed.pf(pf)).is_some_and(|pf| pf.facts.lone);
+    if !observed.inventory.iommu.active && !observed.vfio_without_iommu && steps.iter().filter(to_vfio).any(is_lone) {
+        first.push(Step::AllowNoIommu);
     }
-    for kind in VdpaType::ALL {
-        let wanted = |wish: &DesiredPf| wish.groups.iter().any(|group| group.vdpa == Some(kind)) && refusal::check(wish, observed).is_ok();
-        if observed.vdpa_drivers_loadable.contains(kind.driver()) && desired.pfs.values().flatten().any(wanted) {
-            plan.steps.push(Step::LoadModule { module: kind.driver().to_owned() });
+    for wanted in VdpaType::ALL {
+        let makes = |step: &Step| matches!(step, Step::MakeVdpa { kind, .. } if *kind == wanted);
+        if observed.vdpa_drivers_loadable.contains(wanted.driver()) && steps.iter().any(makes) {
+            first.push(Step::LoadModule { module: wanted.driver().to_owned() });
         }
     }
+    first
 }
 
 /// The namespace mode of RDMA devices: at once where the kernel lets it, and for the next boot in a file of ours. A mode that nobody asks for is left.
@@ -145,10 +148,6 @@ fn configure(wish: &DesiredPf, desired: &Desired, observed: &Observed, plan: &mu
         };
         return plan.wait(pf, &change, &users);
     }
-    if Family::of(pf).parallel_vfs {
-        plan.parallel_vfs.insert(pf.address);
-    }
-    plan.steps.extend(steps);
     plan.refusals.extend(bridge.refusals);
     if !order.waiting.is_empty() {
         plan.wait(pf, &format!("{} asks for another driver", wish.policies()), &order.waiting);
@@ -156,6 +155,14 @@ fn configure(wish: &DesiredPf, desired: &Desired, observed: &Observed, plan: &mu
     if let Some((change, users)) = bridge.waiting {
         plan.wait(pf, &change, &users);
     }
+    if pf.facts.lone && !order.waiting.is_empty() {
+        // It is its only VF, so that all of it waits: it is not even said to be ours.
+        return;
+    }
+    if Family::of(pf).parallel_vfs {
+        plan.parallel_vfs.insert(pf.address);
+    }
+    plan.steps.extend(steps);
 }
 
 /// Takes back what we did to a PF that no policy wants any more.
