@@ -1,42 +1,44 @@
-//! I/O: this machine: a look through `sriov-host` and the files of `store`, and each step as the host's verbs, with its deadline.
+//! I/O: this machine: each step as the host's verbs, with its deadline.
 //!
-//! What does not live here: what to do and in which order (`plan`).
+//! What does not live here: what to do and in which order (`plan`), looking (`look`, `clouds`), vDPA devices (`vdpa_devices`), what a refusal of the
+//! kernel means (`answer`).
 //!
-//! Invariants: nothing is cached, PF and VF are looked up when a step is performed; a VF that a pod took after the look is not changed.
+//! Invariants: PF and VF are looked up when a step is performed; a VF that a pod took after the look is not changed.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod answer;
+mod clouds;
+mod look;
+mod vdpa_devices;
+
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use sriov_host::cloud::Metadata;
-use sriov_host::discover::DiscoverError;
-use sriov_host::driver::DriverError;
+use sriov_host::discover::Changes;
 use sriov_host::guid::Guid;
 use sriov_host::inventory::Netdev;
-use sriov_host::module::ModuleError;
 use sriov_host::netlink::devlink::Devlink;
 use sriov_host::netlink::ethtool::Ethtool;
 use sriov_host::netlink::rdma::Rdma;
 use sriov_host::netlink::route::uplink;
-use sriov_host::netlink::vdpa::{Carrier, VdpaBus};
-use sriov_host::netlink::{LinkChange, NetlinkError, Route};
+use sriov_host::netlink::{LinkChange, Route};
 use sriov_host::pci::PciAddress;
 use sriov_host::sriov::SriovError;
-use sriov_host::sysfs::SysfsError;
-use sriov_host::uevent::{UeventError, UeventSocket};
+use sriov_host::uevent::UeventSocket;
 use sriov_host::vf::{VfIndex, VfSetting};
-use sriov_host::{Host, cloud, discover, driver, function, kernel, module, sriov, vdpa};
+use sriov_host::{Host, discover, driver, kernel, module, sriov};
 
 use super::ovs::Ovs;
 use super::{Machine, ObserveError, StepError};
-use crate::desired::VdpaType;
-use crate::kubelet::{Kubelet, KubeletError};
-use crate::networks::{self, Networks};
+use crate::kubelet::Kubelet;
 use crate::observed::Observed;
 use crate::plan::step::{Driver, Step, VFIO_PCI};
-use crate::store::{Store, StoreError, VfLock};
+use crate::store::{Store, VfLock};
+use answer::refused;
+use clouds::Told;
+use look::KeptLook;
 
 /// Longest wait for VFs after `sriov_numvfs` was written: drivers with many VFs need a while.
 const VFS_DEADLINE: Duration = Duration::from_mins(2);
@@ -44,8 +46,6 @@ const VFS_DEADLINE: Duration = Duration::from_mins(2);
 const DRIVER_DEADLINE: Duration = Duration::from_secs(20);
 /// The switch of module `vfio` by which devices without an IOMMU are taken.
 const NO_IOMMU: &str = "enable_unsafe_noiommu_mode";
-/// Longest wait for the vDPA driver of a VF.
-const VDPA_DEADLINE: Duration = Duration::from_secs(5);
 
 /// This machine.
 #[derive(Clone, Debug)]
@@ -54,22 +54,15 @@ pub struct Linux {
     store: Store,
     kubelet: Kubelet,
     networks: Arc<Mutex<Told>>,
+    kept: Arc<Mutex<KeptLook>>,
     /// Set where bridges are managed.
     ovs: Option<Ovs>,
-}
-
-/// What the cloud told of this machine's networks.
-#[derive(Debug, Default)]
-struct Told {
-    networks: Networks,
-    /// The NICs there were when it was asked last.
-    nics: BTreeSet<PciAddress>,
 }
 
 impl Linux {
     /// The machine whose `/sys` is below `root`; netlink speaks to this process's network namespace, which must be the host's.
     pub fn new(root: &Path, store: Store) -> Self {
-        Self { host: Host::at(root), store, kubelet: Kubelet::at(root), networks: Arc::default(), ovs: None }
+        Self { host: Host::at(root), store, kubelet: Kubelet::at(root), networks: Arc::default(), kept: Arc::default(), ovs: None }
     }
 
     /// The same machine, whose bridges are managed.
@@ -182,24 +175,6 @@ impl Linux {
 }
 
 impl Linux {
-    /// Says of each NIC of a virtual machine which network of the cloud it is in. The cloud is asked again when there are other NICs.
-    fn name_networks(&self, observed: &mut Observed) {
-        let lone: BTreeSet<PciAddress> = observed.inventory.pfs.iter().filter(|pf| pf.facts.lone).map(|pf| pf.address).collect();
-        let Some(cloud) = cloud::of(&self.host).filter(|_| !lone.is_empty()) else { return };
-        let mut told = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.nics != lone {
-            match networks::look(&self.host, cloud, Metadata::default()) {
-                Ok(networks) => *told = Told { networks, nics: lone },
-                // Policies that name no network go on.
-                Err(error) => tracing::warn!("{error}; it is asked again at the next look"),
-            }
-        }
-        for pf in observed.inventory.pfs.iter_mut().filter(|pf| pf.facts.lone) {
-            let kept = observed.records.get(&pf.address).and_then(|record| record.net_filter.clone());
-            pf.facts.net_filter = told.networks.of(pf).cloned().or(kept);
-        }
-    }
-
     /// Both GUIDs, and the driver away that has read earlier ones.
     fn set_guid(&self, pf: PciAddress, vf: VfIndex, guid: Guid) -> Result<(), StepError> {
         let (address, _lock) = self.free_vf(pf, vf)?;
@@ -214,73 +189,11 @@ impl Linux {
         }
         Ok(())
     }
-
-    /// Makes a vDPA device unless the VF has one, and gives it its driver.
-    fn make_vdpa(&self, pf: PciAddress, vf: VfIndex, driver: &str) -> Result<(), StepError> {
-        let (address, _lock) = self.free_vf(pf, vf)?;
-        let find = || function::vdpa_of(&self.host, address).map_err(refused);
-        let name = if let Some(found) = find()? {
-            found.name
-        } else {
-            let (bus, name) = (VdpaBus::open().map_err(refused)?, vdpa::name_of(address));
-            let mut last = None;
-            // The VF's vDPA driver comes a moment after its network driver.
-            let add = || match bus.add(&Carrier::from(address), &name) {
-                Ok(()) => Ok(Some(())),
-                Err(error) if error.is_gone() => {
-                    last = Some(error);
-                    Ok(None)
-                }
-                Err(error) => Err(refused(error)),
-            };
-            let events = UeventSocket::open().map_err(refused)?;
-            let added = events.wait_until(Instant::now() + VDPA_DEADLINE, add)?;
-            let cure = "its driver offers no vDPA: load the vDPA driver of the NIC (mlx5_vdpa for ConnectX-6 Dx and later), or remove vdpaType from the policy";
-            if let (None, Some(error)) = (added, last) {
-                return Err(StepError::Refused { said: format!("{error}; {cure}"), errno: Some(error.errno()) });
-            }
-            name
-        };
-        vdpa::bind(&self.host, &name, driver).map_err(refused)
-    }
 }
 
 impl Machine for Linux {
     fn observe(&self) -> Result<Observed, ObserveError> {
-        let read = |what: &str, error: &dyn std::fmt::Display| ObserveError::ReadState { what: what.to_owned(), reason: error.to_string() };
-        let users = || self.store.vfs_in_use().map_err(|error| read("the CNI's journals", &error));
-        let held = self.kubelet.devices().map_err(|error| read("who has VFs", &error))?;
-        // Read before and after: a pod that ends or starts during the look has its VF in one of them, whatever the look saw of it.
-        let mut vfs_in_use = users()?;
-        let survey = discover::survey(&self.host).map_err(|error| ObserveError::Discover(error.to_string()))?;
-        vfs_in_use.append(&mut users()?);
-        let faults = survey.faults.into_iter().map(|(pf, fault)| (pf, fault.to_string())).collect();
-        let mut observed = Observed { inventory: survey.inventory, faults, vfs_in_use, machine_id: self.machine_id(), ..Observed::default() };
-        observed.add_held(held);
-        for pf in &observed.inventory.pfs {
-            if sriov::autoprobe(&self.host, pf.address).map_err(|error| ObserveError::Discover(error.to_string()))? == Some(false) {
-                observed.autoprobe_off.insert(pf.address);
-            }
-        }
-        observed.vfio_pci_loaded = driver::is_loaded(&self.host, VFIO_PCI);
-        observed.vfio_pci_loadable = !observed.vfio_pci_loaded && module::is_available(&self.host, VFIO_PCI);
-        for driver in VdpaType::ALL.map(VdpaType::driver) {
-            if vdpa::is_loaded(&self.host, driver) {
-                observed.vdpa_drivers.insert(driver.to_owned());
-            } else if module::is_available(&self.host, driver) {
-                observed.vdpa_drivers_loadable.insert(driver.to_owned());
-            }
-        }
-        observed.guids = self.store.guids().map_err(|error| read("the GUIDs of InfiniBand VFs", &error))?;
-        observed.staged_rdma_mode = self.store.staged_rdma_mode().map_err(|error| read("the mode of RDMA devices", &error))?;
-        observed.has_namespaces = self.store.has_namespaces();
-        observed.records = self.store.records().map_err(|error| read("the records of configured PFs", &error))?;
-        observed.vfio_without_iommu = module::parameter(&self.host, "vfio", NO_IOMMU).is_some_and(|value| value == "Y");
-        self.name_networks(&mut observed);
-        if let Some(ovs) = &self.ovs {
-            observed.add_bridges(ovs.look(&self.store));
-        }
-        Ok(observed)
+        self.look(&Changes::everything())
     }
 
     fn perform(&self, step: &Step) -> Result<(), StepError> {
@@ -309,10 +222,7 @@ impl Machine for Linux {
             }
             Step::SetVfGuid { pf, vf, guid } => self.set_guid(*pf, *vf, *guid),
             Step::MakeVdpa { pf, vf, kind } => self.make_vdpa(*pf, *vf, kind.driver()),
-            Step::RemoveVdpa { pf, vf } => {
-                let (address, _lock) = self.free_vf(*pf, *vf)?;
-                VdpaBus::open().and_then(|bus| bus.remove(&vdpa::name_of(address))).map_err(refused)
-            }
+            Step::RemoveVdpa { pf, vf } => self.remove_vdpa(*pf, *vf),
             Step::MakeBridge { pf, wanted, netdev } => self.ovs()?.make(&self.store, *pf, wanted, netdev),
             Step::CorrectBridge { pf, wanted, netdev } => self.ovs()?.correct(&self.store, *pf, wanted, netdev),
             Step::RemoveBridge { name, .. } => self.ovs()?.remove(&self.store, name),
@@ -400,80 +310,11 @@ fn change_netdev(address: PciAddress, change: &LinkChange<'_>) -> Result<(), Ste
     route.change_link(netdev.ifindex, change).map_err(refused)
 }
 
-impl From<UeventError> for StepError {
-    fn from(error: UeventError) -> Self {
-        Self::refused(error.to_string())
-    }
-}
-
-/// What the kernel or the file system said; its number decides how soon it is worth another try.
-#[expect(clippy::needless_pass_by_value, reason = "`map_err` gives values")]
-fn refused<E: Answer>(error: E) -> StepError {
-    StepError::Refused { errno: error.errno(), said: error.to_string() }
-}
-
-/// An error that may carry the kernel's number.
-trait Answer: std::fmt::Display {
-    fn errno(&self) -> Option<i32> {
-        None
-    }
-}
-
-impl Answer for UeventError {}
-impl Answer for DiscoverError {}
-impl Answer for KubeletError {}
-
-impl Answer for SysfsError {
-    fn errno(&self) -> Option<i32> {
-        Self::errno(self)
-    }
-}
-
-impl Answer for SriovError {
-    fn errno(&self) -> Option<i32> {
-        Self::errno(self)
-    }
-}
-
-impl Answer for &SriovError {
-    fn errno(&self) -> Option<i32> {
-        SriovError::errno(self)
-    }
-}
-
-impl Answer for DriverError {
-    fn errno(&self) -> Option<i32> {
-        // A driver or a setting that is missing is not there a second later either.
-        let missing = matches!(self, Self::MissingDriver { .. } | Self::AutoprobeOff { .. });
-        Self::errno(self).or(missing.then_some(Errno::NODEV.raw_os_error()))
-    }
-}
-
-impl Answer for ModuleError {
-    fn errno(&self) -> Option<i32> {
-        match self {
-            Self::Load { cause, .. } => cause.raw_os_error(),
-            Self::Missing { .. } => Some(Errno::NODEV.raw_os_error()),
-            _ => None,
-        }
-    }
-}
-
-impl Answer for NetlinkError {
-    fn errno(&self) -> Option<i32> {
-        Some(Self::errno(self))
-    }
-}
-
-impl Answer for StoreError {
-    fn errno(&self) -> Option<i32> {
-        Self::errno(self)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io;
+
+    use sriov_host::sysfs::SysfsError;
 
     use super::*;
 
