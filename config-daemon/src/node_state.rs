@@ -4,7 +4,8 @@
 //! (`status`, `situation`), writing to the cluster (`publish`).
 //!
 //! Guarantees:
-//! - A round depends only on the wish and the machine, never on why it runs, so that lost events, restarts and kills do no harm.
+//! - What is done depends only on the wish and a look at the whole machine, never on what an event said, so that lost events, restarts and kills do no
+//!   harm. An event costs a look at what it names, and one at everything when something is to be done.
 //! - The plan is published before it runs. A change costs at most two status writes, none when the status would stay the same.
 //! - VFs leave the device plugin's pools before they are changed and enter them when they are ready.
 //! - Without an API server the last wish holds, also over a restart; a deleted or not yet rendered node state changes nothing.
@@ -24,6 +25,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
 use sriov_crds::node_state::{SriovNetworkNodeState, SriovNetworkNodeStateSpec};
 use sriov_crds::operator_config::SriovOperatorConfig;
+use sriov_host::discover::Changes;
 use tokio::sync::watch;
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -32,8 +34,8 @@ use tracing::{debug, info, warn};
 use crate::apply::{Outcome, apply};
 use crate::desired::Desired;
 use crate::handshake::Move;
+use crate::machine::ObserveError;
 use crate::machine::linux::Linux;
-use crate::machine::{Machine, ObserveError};
 use crate::metrics::{Metrics, Phase as Timed};
 use crate::observed::{Observed, SupportedNics};
 use crate::plan::{Plan, plan};
@@ -152,6 +154,15 @@ impl From<Retry> for RoundEnd {
     }
 }
 
+/// Why a round is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    /// The machine said that something changed, and what.
+    Event,
+    /// The start, another wish, another try.
+    Other,
+}
+
 /// What a round is about.
 struct Round<'a> {
     object: Option<&'a Seen>,
@@ -166,10 +177,11 @@ impl Daemon {
         // Not reached in time: the first round is made with what was kept, or says what it waits for.
         let complete = |inputs: &Inputs| inputs.node_state.is_some() && inputs.nics.is_some() && inputs.drains.is_some();
         _ = timeout(FIRST_WORDS, self.inputs.wait_for(complete)).await;
+        let mut why = Why::Other;
         loop {
             self.inputs.mark_unchanged();
             self.metrics.begin();
-            let end = self.round().await?;
+            let end = self.round(why).await?;
             self.metrics.end();
             let again = match end.retry {
                 None => {
@@ -182,7 +194,7 @@ impl Daemon {
                     Some(Instant::now() + wait)
                 }
             };
-            self.wait([again, end.held].into_iter().flatten().min()).await?;
+            why = self.wait([again, end.held].into_iter().flatten().min()).await?;
         }
     }
 
@@ -195,7 +207,7 @@ impl Daemon {
     }
 
     /// Waits for a change of the cluster or the machine, or for the next try.
-    async fn wait(&mut self, again: Option<Instant>) -> Result<(), RunError> {
+    async fn wait(&mut self, again: Option<Instant>) -> Result<Why, RunError> {
         let timer = async {
             match again {
                 Some(at) => sleep_until(at).await,
@@ -205,30 +217,29 @@ impl Daemon {
         tokio::select! {
             changed = self.inputs.changed() => {
                 self.backoff.reset();
-                changed.map_err(|_| RunError::EventsEnded)
+                changed.map(|()| Why::Other).map_err(|_| RunError::EventsEnded)
             }
             event = self.events.next() => {
                 event.ok_or(RunError::EventsEnded)?;
                 self.events.settle().await;
                 self.failures.machine_changed(Instant::now());
-                Ok(())
+                Ok(Why::Event)
             }
-            () = timer => Ok(()),
+            () = timer => Ok(Why::Other),
         }
     }
 
-    async fn round(&mut self) -> Result<RoundEnd, RunError> {
+    async fn round(&mut self, why: Why) -> Result<RoundEnd, RunError> {
         let inputs = self.inputs.borrow().clone();
         let object = inputs.node_state.as_ref();
         let nics = self.supported_nics(&inputs);
         let (desired, waiting_for) = self.desired(&inputs, nics.is_some() || self.settings.every_nic);
         let nics = if self.settings.every_nic { None } else { nics };
         let round = Round { object, desired: &desired, nics: nics.as_ref(), drains: inputs.drains };
-        let observed = match self.observe(round.nics).await? {
-            Ok(observed) => observed,
+        let (observed, planned) = match self.look(&round, why).await? {
+            Ok(looked) => looked,
             Err(error) => return Ok(self.cannot_observe(object, &error).await.into()),
         };
-        let planned = plan(&desired, &observed);
         if let Some(text) = waiting_for {
             let written = self.publisher.publish(object, &observed, &planned, &Phase::NotRendered(text), &Situation::default()).await;
             return Ok(RoundEnd { retry: (!written).then_some(Retry::Publish), held: None });
@@ -250,7 +261,7 @@ impl Daemon {
         let outcome = self.apply(&due).await?;
         self.publisher.tell(object, &performed(&due, &outcome));
         self.events.settle().await;
-        match self.observe(round.nics).await? {
+        match self.observe(round.nics, Why::Other).await? {
             Ok(observed) => Ok(self.finish(&round, &observed, Some(&outcome)).await),
             Err(error) => Ok(self.cannot_observe(object, &error).await.into()),
         }
@@ -310,9 +321,30 @@ impl Daemon {
         self.drift.is_none() || self.settings.drift == DriftPolicy::Repair
     }
 
-    async fn observe(&self, nics: Option<&SupportedNics>) -> Result<Result<Observed, ObserveError>, RunError> {
+    /// What is there and what is to be done. Steps are planned from a look at everything: what only seems to be missing, because a change of it was not
+    /// announced, leads to a second look and not to a step.
+    async fn look(&self, round: &Round<'_>, why: Why) -> Result<Result<(Observed, Plan), ObserveError>, RunError> {
+        let observed = match self.observe(round.nics, why).await? {
+            Ok(observed) => observed,
+            Err(error) => return Ok(Err(error)),
+        };
+        let planned = plan(round.desired, &observed);
+        if why != Why::Event || planned.steps.is_empty() {
+            return Ok(Ok((observed, planned)));
+        }
+        let observed = self.observe(round.nics, Why::Other).await?;
+        Ok(observed.map(|observed| {
+            let planned = plan(round.desired, &observed);
+            (observed, planned)
+        }))
+    }
+
+    /// A look at what events named, or at everything.
+    async fn observe(&self, nics: Option<&SupportedNics>, why: Why) -> Result<Result<Observed, ObserveError>, RunError> {
         let (machine, since) = (Arc::clone(&self.machine), std::time::Instant::now());
-        let observed = spawn_blocking(move || machine.observe()).await?;
+        let named = self.events.take();
+        let changes = if why == Why::Event { named } else { Changes::everything() };
+        let observed = spawn_blocking(move || machine.look(&changes)).await?;
         self.metrics.took(Timed::Observe, since);
         Ok(observed.map(|observed| Observed { supported_nics: nics.cloned(), ..observed }))
     }

@@ -1,16 +1,22 @@
-//! I/O: "something on this machine changed", from the kernel's device events, its announcements of links, and the folders that tell of pods.
+//! I/O: "something on this machine changed", from the kernel's device events, its announcements of links, and the folders that tell of pods; and what
+//! the kernel named.
 //!
-//! Invariant: an event is only a reason to look; nothing is concluded from it, so that lost or doubled events do no harm.
+//! What does not live here: what is read again because of that (`sriov_host::discover`).
+//!
+//! Invariants: an event is only a reason to look; nothing else is concluded from it, so that doubled events do no harm, and lost ones mean everything.
+//! What is named is noted before anybody is woken, also where nobody is: links of others tell what the host uses ours for.
 
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::io::Errno;
+use sriov_host::discover::Changes;
 use sriov_host::netlink::{Link, LinkMonitor, LinkMonitorError};
 use sriov_host::uevent::{Uevent, UeventError, UeventSocket};
 use tokio::sync::mpsc;
@@ -32,6 +38,36 @@ const LOOK_UP: Duration = Duration::from_mins(1);
 pub(crate) struct Events {
     wake: mpsc::Receiver<Wake>,
     ended: bool,
+    noted: Noted,
+}
+
+/// What the kernel named since somebody took it.
+#[derive(Clone, Debug, Default)]
+struct Noted(Arc<Mutex<Changes>>);
+
+impl Noted {
+    fn note(&self, add: impl FnOnce(&mut Changes)) {
+        add(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Answers whether the event is a reason to look.
+    fn device(&self, event: &Uevent) -> bool {
+        let matters = device_matters(event);
+        if matters {
+            self.note(|changes| changes.add_device(event));
+        }
+        matters
+    }
+
+    fn link(&self, link: &Link) -> bool {
+        self.note(|changes| changes.add_link(link.netdev.ifindex));
+        link_matters(link)
+    }
+
+    fn lost(&self) -> bool {
+        self.note(Changes::add_everything);
+        true
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,17 +84,26 @@ impl Events {
         let (wake_for_device, wake) = mpsc::channel(1);
         let (wake_for_link, wake_for_pod) = (wake_for_device.clone(), wake_for_device.clone());
         spawn("pods", wake_for_pod, move || pods.changed())?;
+        let noted = Noted::default();
+        let (by_device, by_link) = (noted.clone(), noted.clone());
         spawn("devices", wake_for_device, move || match devices.next(Instant::now() + LOOK_UP) {
-            Ok(event) => Ok(event.as_ref().is_some_and(device_matters)),
-            Err(UeventError::Overrun) => Ok(true),
+            Ok(event) => Ok(event.as_ref().is_some_and(|event| by_device.device(event))),
+            Err(UeventError::Overrun) => Ok(by_device.lost()),
             Err(error) => Err(error.to_string()),
         })?;
         spawn("links", wake_for_link, move || match links.next(Instant::now() + LOOK_UP) {
-            Ok(link) => Ok(link.as_ref().is_some_and(link_matters)),
-            Err(LinkMonitorError::Overrun) => Ok(true),
+            Ok(link) => Ok(link.as_ref().is_some_and(|link| by_link.link(link))),
+            Err(LinkMonitorError::Overrun) => Ok(by_link.lost()),
             Err(error) => Err(error.to_string()),
         })?;
-        Ok(Self { wake, ended: false })
+        Ok(Self { wake, ended: false, noted })
+    }
+
+    /// What the kernel named since this was called last. A look after it sees all of that.
+    pub(crate) fn take(&self) -> Changes {
+        let mut taken = Changes::default();
+        self.noted.note(|changes| taken = std::mem::take(changes));
+        taken
     }
 
     /// Waits for a change; `None` when no more will be told.
@@ -175,7 +220,8 @@ impl PodWatch {
 
 /// Pods' veth pairs and bridges come and go all the time and are no business of ours.
 fn device_matters(event: &Uevent) -> bool {
-    matches!(event.subsystem.as_str(), "pci" | "net" | "drivers" | "module") && !event.devpath.starts_with("/devices/virtual/")
+    matches!(event.subsystem.as_str(), "pci" | "net" | "infiniband" | "vdpa" | "drivers" | "module")
+        && !event.devpath.starts_with("/devices/virtual/")
 }
 
 fn link_matters(link: &Link) -> bool {
@@ -187,6 +233,28 @@ mod tests {
     use std::fs;
 
     use super::*;
+
+    #[test]
+    fn what_is_named_is_noted_whether_it_wakes_or_not() {
+        let event = |subsystem: &str, devpath: &str| Uevent {
+            action: "add".to_owned(),
+            devpath: devpath.to_owned(),
+            subsystem: subsystem.to_owned(),
+            fields: std::collections::BTreeMap::new(),
+        };
+        let link = |ifindex, parent: Option<&str>| Link { parent: parent.map(|pf| pf.parse().unwrap()), ..sriov_host::testing::link(ifindex, "l") };
+        let noted = Noted::default();
+        assert!(noted.device(&event("infiniband", "/devices/pci0000:00/0000:01:00.0/infiniband/mlx5_0")));
+        assert!(!noted.device(&event("net", "/devices/virtual/net/veth1")) && !noted.device(&event("block", "/devices/pci0000:00/0000:02:00.0/x")));
+        assert!(noted.link(&link(3, Some("0000:01:00.0"))));
+        assert!(!noted.link(&link(7, None)), "a bond, perhaps above a PF");
+        let mut expected = Changes::default();
+        expected.add_function("0000:01:00.0".parse().unwrap());
+        [3, 7].into_iter().for_each(|link| expected.add_link(link));
+        assert_eq!(*noted.0.lock().unwrap(), expected);
+        assert!(noted.lost());
+        assert!(noted.0.lock().unwrap().is_everything());
+    }
 
     #[test]
     fn the_end_of_a_pod_wakes_at_once() {
