@@ -136,7 +136,11 @@ pub fn install_unit(program: &Path, root: &Path) -> Result<bool, BootError> {
 
 #[cfg(test)]
 mod tests {
+    use sriov_host::inventory::RdmaMode;
+    use sriov_host::testing::{SysfsTree, igb_pf, new_netns};
+
     use super::*;
+    use crate::plan::step::Step;
     use crate::store::Store;
 
     #[test]
@@ -159,5 +163,19 @@ mod tests {
         let machine = Linux::new(root.path(), Store::new(root.path(), root.path().join("pools.json")));
         assert!(restore(&machine).unwrap().is_none());
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn b7_the_wish_at_boot_never_depends_on_programs_or_folders_of_the_host() {
+        // No shell, no scripts, no /etc: only what the kernel shows.
+        let fake = igb_pf(SysfsTree::new(), 0).build().unwrap();
+        let machine = Linux::new(fake.path(), Store::new(fake.path(), fake.path().join("pools.json")));
+        let spec = serde_json::json!({ "policyRevision": "r1", "interfaces": [{ "pciAddress": "0000:01:00.0", "numVfs": 0 }] });
+        machine.store().keep_wish(&serde_json::from_value(spec).unwrap()).unwrap();
+        let restored = new_netns().unwrap().run_in(|| restore(&machine)).unwrap().unwrap().unwrap();
+        assert_eq!((restored.done, restored.failure().as_str()), (1, ""));
+        assert!(fake.path().join("etc/sriov-operator/pci/0000:01:00.0").is_file());
+        machine.perform(&Step::StageRdmaMode { mode: Some(RdmaMode::Exclusive) }).unwrap();
+        assert_eq!(machine.store().staged_rdma_mode().unwrap(), Some(RdmaMode::Exclusive));
     }
 }

@@ -11,6 +11,7 @@ use crate::desired::Desired;
 use crate::kubelet::Held;
 use crate::machine::Machine as _;
 use crate::machine::sim::Sim;
+use crate::observed::Observed;
 use crate::plan::step::Step;
 use crate::pools::pools;
 
@@ -194,6 +195,21 @@ fn b17_a_vf_that_the_kubelet_counts_to_a_pod_is_never_taken_from_it() {
         apply(&sim, &planned);
         assert_eq!(sim.crimes(), Vec::<String>::new());
     }
+}
+
+#[test]
+fn b20_a_bridge_that_is_asked_for_never_stops_a_clouds_machine() {
+    const CASE: &str = include_str!("../../testdata/plan/virtual_machine_nic_goes_to_userspace_without_an_iommu/observed.yaml");
+    let observed: Observed = serde_saphyr::from_str(CASE).unwrap();
+    let wish = |more: &str| {
+        desired(&format!(
+            "{{policyRevision: r1, interfaces: [{{pciAddress: '{PF}', numVfs: 1, vfGroups: [{{vfRange: 0-0, policyName: p, resourceName: r, deviceType: vfio-pci}}]}}]{more}}}"
+        ))
+    };
+    let bridge = ", bridges: {ovs: [{name: br1, bridge: {}, uplinks: [{pciAddress: '0000:01:00.0', name: eth1, interface: {}}]}]}";
+    let (without, with) = (plan(&wish(""), &observed), plan(&wish(bridge), &observed));
+    assert!(without.steps.len() > 2, "{without}");
+    assert!(without.steps.iter().all(|step| with.steps.contains(step)), "{with}");
 }
 
 #[test]
