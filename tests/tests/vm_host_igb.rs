@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use sriov_tests::lab::Lab;
 use sriov_tests::lab::guest::Guest;
@@ -21,6 +21,7 @@ sriov_tests::lab_tests! { Topology::one_guest();
     vfs_appear_with_netdevs_named_after_their_pf,
     the_kernel_refuses_to_change_one_vf_count_into_another,
     the_kernel_refuses_more_vfs_than_the_pf_has,
+    a_look_at_what_events_named_finds_what_a_whole_look_finds,
     a_restart_of_the_guest_forgets_the_vfs,
 }
 
@@ -119,6 +120,44 @@ fn the_kernel_refuses_more_vfs_than_the_pf_has(lab: &mut Lab) -> Result<()> {
     let error = set_vfs(guest, nics[1], 8).err().context("8 VFs were accepted")?;
     ensure!(format!("{error:#}").contains("out of range"), "{error:#}");
     assert_eq!(guest.read_text(&format!("{}/sriov_numvfs", igb(nics[1])))?, "0");
+    Ok(())
+}
+
+/// Each command with the PFs that are read again because of it, where that is all that may be read.
+fn a_look_at_what_events_named_finds_what_a_whole_look_finds(lab: &mut Lab) -> Result<()> {
+    const PROGRAM: &str = "/usr/local/bin/kept-survey";
+    let (guest, nics) = nics(lab)?;
+    let [first, second, ..] = nics.as_slice() else { bail!("the guest has {} PFs", nics.len()) };
+    lab.install(guest, "kept-survey", PROGRAM)?;
+    let (pf, device, name) = (first.pci_address(), igb(*first), first.netdev());
+    let vf = format!("$(basename $(readlink {device}/virtfn0))");
+    let commands = [
+        (format!("ip link set {name} up mtu 1400"), true),
+        (format!("echo 2 > {device}/sriov_numvfs"), true),
+        (format!("ip link set {name} vf 1 mac 02:00:00:00:00:2a"), true),
+        (format!("ip link property add dev {name} altname other"), true),
+        (format!("ip netns add pod; ip link set $(ls {device}/virtfn1/net) netns pod"), true),
+        ("ip netns del pod".to_owned(), true),
+        (format!("echo {vf} > {device}/virtfn0/driver/unbind"), true),
+        (format!("echo {vf} > /sys/bus/pci/drivers_probe"), true),
+        (format!("ip link add link {name} name {name}.7 type vlan id 7; ip link set {name}.7 up; ip addr add 192.0.2.1/24 dev {name}.7"), true),
+        (format!("ip link del {name}.7"), true),
+        (format!("echo 0 > {device}/sriov_numvfs"), true),
+        (format!("echo 1 > {}/remove", igb(*second)), false),
+        ("echo 1 > /sys/bus/pci/rescan".to_owned(), false),
+        (format!("ip link set {name} mtu 1500"), true),
+    ];
+    // The first question about RDMA devices loads a module, which may be of anything.
+    let input: String = std::iter::once("true\n".to_owned()).chain(commands.iter().map(|(command, _)| format!("{command}\n"))).collect();
+    let outcome = guest.command(&[PROGRAM]).stdin(input).limit(Duration::from_mins(3)).outcome()?;
+    let (text, errors) = (outcome.text(), outcome.errors());
+    ensure!(outcome.reply == Reply::Exited(0), "{text}\n{errors}");
+    ensure!(text.lines().count() == commands.len() + 1, "{text}\n{errors}");
+    for ((command, of_first_alone), read) in commands.iter().zip(text.lines().skip(1)) {
+        ensure!(!read.contains("everything"), "{command}: read {read}; all:\n{text}\n{errors}");
+        ensure!(!of_first_alone || read.split(' ').all(|pfs| pfs.is_empty() || pfs == pf), "{command}: read {read}; all:\n{text}\n{errors}");
+    }
+    ensure!(text.lines().filter(|read| read.contains(&pf)).count() > 8, "{text}");
     Ok(())
 }
 
