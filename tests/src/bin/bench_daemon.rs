@@ -1,36 +1,56 @@
 //! I/O: how fast the config daemon is: looking and planning with 1,024 VFs, its memory with 256, and on a real kernel its own time beside that of a
 //! bare loop that makes the same writes. Prints what was measured beside the goals; nothing here is a test.
 //!
-//! `bench-daemon` measures on this machine alone; `bench-daemon --guest` also boots a guest with an emulated igb.
+//! `bench-daemon` measures on this machine alone; `bench-daemon --guest` also boots a guest with an emulated igb. Without `--binary PATH` (a build for
+//! shipping, say) it is the build of the tests that is measured; `--against PATH` measures another program that knows the same commands beside it.
 #![expect(clippy::print_stdout, reason = "a command line tool prints")]
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use clap::Parser;
 use sriov_config_daemon::desired::Desired;
 use sriov_config_daemon::observed::Observed;
 use sriov_config_daemon::plan::plan;
-use sriov_host::discover::{NetFacts, survey_with};
+use sriov_host::Host;
+use sriov_host::discover::{Changes, KeptSurvey, NetFacts, Read, survey_with};
 use sriov_host::mac::MacAddr;
 use sriov_host::netlink::Link;
 use sriov_host::pci::PciAddress;
 use sriov_host::testing::{self, FakeSysfs, SysfsTree};
 use sriov_tests::lab::Lab;
 use sriov_tests::lab::artifacts::product;
-use sriov_tests::lab::config_daemon::{ConfigDaemon, Wish};
+use sriov_tests::lab::config_daemon::{ConfigDaemon, PROGRAM, Wish};
 use sriov_tests::lab::topology::Topology;
 
 const ROUNDS: usize = 20;
 
+/// Measures the config daemon.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Measures on a real kernel too: boots a guest.
+    #[arg(long)]
+    guest: bool,
+    /// Our binary; without it the one of the tests is built.
+    #[arg(long)]
+    binary: Option<PathBuf>,
+    /// Another daemon's binary, run the same way in the guest: it must know `apply -f -` and `reset`.
+    #[arg(long, requires = "guest")]
+    against: Option<PathBuf>,
+}
+
 fn main() -> Result<()> {
+    let args = Args::parse();
+    let ours = args.binary.map_or_else(|| product("sriov-config-daemon"), Ok)?;
     look_and_plan()?;
-    memory()?;
-    if std::env::args().any(|argument| argument == "--guest") {
-        guest()?;
+    memory(&ours)?;
+    if args.guest {
+        guest(&ours, args.against.as_deref())?;
     } else {
         println!("on a real kernel: not measured; --guest boots one");
     }
@@ -64,6 +84,7 @@ fn machine(pfs: u8, vfs: u8) -> Result<(FakeSysfs, NetFacts)> {
             facts.links.push(link(u32::from(pf) * 1000 + u32::from(index), &vf)?);
         }
     }
+    facts.links.sort_by_key(|link| link.netdev.ifindex);
     Ok((tree.build()?, facts))
 }
 
@@ -126,11 +147,27 @@ fn look_and_plan() -> Result<()> {
         Ok(())
     })?;
     verdict("8 PFs x 128 VFs, from files of a tree: observe + plan", read, 20.0, "ms");
+    verdict("the same after an event of one VF: only its PF is read", after_an_event(&host, &facts, &desired)?, 20.0, "ms");
     let before = memory_kib("self", "VmRSS")?;
     let plans: Vec<_> = (0..8).map(|_| plan(&desired, &observed)).collect();
     let mib = (memory_kib("self", "VmRSS")? - before) / 1024.0 / 8.0;
     verdict(&format!("memory of a plan of {} steps", plans[0].steps.len()), mib, 10.0, "MiB");
     Ok(())
+}
+
+/// A look that begins with the last one, after a VF got another driver and its netdev went.
+fn after_an_event(host: &Host, facts: &NetFacts, desired: &Desired) -> Result<f64> {
+    let (mut kept, mut event) = (KeptSurvey::default(), Changes::default());
+    kept.look_with(host, facts, &event)?;
+    event.add_function("0000:03:01.0".parse()?);
+    event.add_link(3000);
+    median(|| {
+        let look = kept.look_with(host, facts, &event)?;
+        ensure!(matches!(&look.read, Read::Pfs(pfs) if pfs.len() == 1), "more was read: {:?}", look.read);
+        let observed = Observed { inventory: look.survey.inventory, vfio_pci_loaded: true, machine_id: "bench".to_owned(), ..Observed::default() };
+        ensure!(plan(desired, &observed).steps.len() > 1000, "a plan of few steps is no measure");
+        Ok(())
+    })
 }
 
 fn memory_kib(process: &str, field: &str) -> Result<f64> {
@@ -140,9 +177,8 @@ fn memory_kib(process: &str, field: &str) -> Result<f64> {
 }
 
 /// The program itself, holding its whole output because nobody reads it yet.
-fn memory() -> Result<()> {
+fn memory(program: &Path) -> Result<()> {
     let (files, _) = machine(2, 128)?;
-    let program = product("sriov-config-daemon")?;
     let mut child =
         Command::new(program).args(["observe", "-o", "json", "--root"]).arg(files.path()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
     let mut output = child.stdout.take().context("no output")?;
@@ -173,12 +209,15 @@ fn bare_loop(pf: &str, name: &str) -> String {
     )
 }
 
-fn guest() -> Result<()> {
+fn guest(ours: &Path, against: Option<&Path>) -> Result<()> {
     let lab = Lab::boot(Topology::one_guest())?;
     let guest = lab.guest(1)?;
     let nic = guest.node().nics().next().context("the guest has no PF")?;
     let (pf, name) = (nic.pci_address(), nic.netdev());
-    let daemon = ConfigDaemon::install(&lab, guest)?;
+    let mut daemons = vec![("daemon", ConfigDaemon::install_program(guest, ours, PROGRAM)?)];
+    if let Some(other) = against {
+        daemons.push(("other", ConfigDaemon::install_program(guest, other, "/usr/local/bin/other-daemon")?));
+    }
     guest.run(&["/usr/sbin/ip", "link", "set", &name, "up"])?;
     let numvfs = format!("/sys/bus/pci/devices/{pf}/sriov_numvfs");
     let mut times: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
@@ -188,14 +227,24 @@ fn guest() -> Result<()> {
         guest.command(&["/bin/sh", "-c", &bare_loop(&pf, &name)]).limit(Duration::from_mins(2)).output()?;
         times.entry("bare").or_default().push(start.elapsed());
         guest.write_attribute(&numvfs, "0")?;
-        let start = Instant::now();
-        let outcome = daemon.apply(&[Wish::vfs(nic, VFS).group("0-6", "netdevice")])?;
-        times.entry("daemon").or_default().push(start.elapsed());
-        ensure!(outcome.success(), "{outcome}");
-        ensure!(daemon.reset()?.success(), "reset failed");
+        for (who, daemon) in &daemons {
+            let start = Instant::now();
+            let outcome = daemon.apply(&[Wish::vfs(nic, VFS).group("0-6", "netdevice")])?;
+            times.entry(who).or_default().push(start.elapsed());
+            ensure!(outcome.success(), "{who}: {outcome}");
+            ensure!(daemon.reset()?.success(), "{who}: reset failed");
+        }
     }
     let best = |name: &str| times[name].iter().min().map_or(0.0, Duration::as_secs_f64);
     println!("7 VFs on igb, best of 5: bare loop {:.2} s, daemon (look, plan, apply, look again) {:.2} s", best("bare"), best("daemon"));
     verdict("policy change to configured VFs, against a bare loop", best("daemon") / best("bare"), 1.15, "x");
+    if against.is_some() {
+        println!(
+            "the other daemon: {:.2} s, {:.2} x of the bare loop; ours takes {:.2} of its time",
+            best("other"),
+            best("other") / best("bare"),
+            best("daemon") / best("other")
+        );
+    }
     Ok(())
 }

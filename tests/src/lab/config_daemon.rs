@@ -4,6 +4,7 @@
 //!
 //! Invariant: the program is the one that the images hold.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -24,6 +25,8 @@ const LIMIT: Duration = Duration::from_mins(2);
 #[derive(Debug)]
 pub struct ConfigDaemon<'a> {
     guest: &'a Guest,
+    /// Where its program is there.
+    program: &'a str,
 }
 
 /// What is wanted of one PF: a number of VFs in groups.
@@ -61,16 +64,22 @@ impl<'a> ConfigDaemon<'a> {
     /// Copies the program into the guest.
     pub fn install(lab: &Lab, guest: &'a Guest) -> Result<Self> {
         lab.install(guest, "sriov-config-daemon", PROGRAM)?;
-        Ok(Self { guest })
+        Ok(Self::installed(guest))
+    }
+
+    /// Copies another build of the program into the guest, or another program that knows the same commands.
+    pub fn install_program(guest: &'a Guest, program: &Path, to: &'a str) -> Result<Self> {
+        guest.copy_program(program, to)?;
+        Ok(Self { guest, program: to })
     }
 
     /// The program that an earlier test installed.
     pub fn installed(guest: &'a Guest) -> Self {
-        Self { guest }
+        Self { guest, program: PROGRAM }
     }
 
     fn run(&self, arguments: &[&str], input: String) -> Result<Outcome> {
-        self.guest.command(&[&[PROGRAM], arguments].concat()).stdin(input).limit(LIMIT).outcome()
+        self.guest.command(&[&[self.program], arguments].concat()).stdin(input).limit(LIMIT).outcome()
     }
 
     /// What the program sees of the machine.
