@@ -213,7 +213,7 @@ async fn bridges_follow_the_feature_gate(cluster: &Cluster) -> Result<()> {
         ensure!(found == expected, "{found:?}");
         Ok(())
     };
-    bridges(&[]).await?;
+    eventually(PROMPTLY, "and it has its VFs without a bridge", async || bridges(&[]).await).await?;
     let gate =
         async |on: bool| apply(&cluster.configs, "SriovOperatorConfig", "default", json!({ "featureGates": { "manageSoftwareBridges": on } })).await;
     gate(true).await?;
