@@ -42,8 +42,9 @@ pub const SYNC_FAILED: &str = "Failed";
 )]
 #[serde(rename_all = "camelCase")]
 pub struct SriovNetworkNodeStateSpec {
-    /// The PFs that policies want something of; a PF that is not here is not wanted by any.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// The PFs that policies want something of; a PF that is not here is not wanted by any. Written also when there is none: what another field
+    /// manager wrote goes away only by being told.
+    #[serde(default)]
     pub interfaces: Vec<Interface>,
     /// Software bridges wanted.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -24,6 +24,7 @@ async fn what_the_go_operator_left_is_taken_over_and_nothing_hangs() -> Result<(
     operator.explain(its_nad_is_kept_right(&cluster).await)?;
     operator.explain(its_finalizers_hold_nothing(&cluster).await)?;
     operator.explain(without_a_configuration_everything_stays(&cluster, &owner).await)?;
+    operator.explain(what_it_rendered_leaves_with_its_cause(&cluster).await)?;
     operator.check_rights()?;
     operator.stop().await?;
     a_network_that_went_while_no_operator_ran(&server, &cluster).await?.check_rights()
@@ -67,7 +68,11 @@ async fn leave_behind(cluster: &Cluster) -> Result<Value> {
     let state = json!({
         "apiVersion": "sriovnetwork.openshift.io/v1", "kind": "SriovNetworkNodeState",
         "metadata": { "name": "worker-0", "ownerReferences": owner, "annotations": { keys::DESIRED_STATE: "Idle", keys::CURRENT_STATE: "Idle" } },
-        "spec": { "interfaces": [{ "pciAddress": "0000:01:00.0", "name": "eth0", "numVfs": 4, "vfGroups": [group] }] },
+        "spec": {
+            "interfaces": [{ "pciAddress": "0000:01:00.0", "name": "eth0", "numVfs": 4, "vfGroups": [group] }],
+            "bridges": { "ovs": [{ "name": "br-0000_01_00.0", "bridge": {}, "uplinks": [{ "pciAddress": "0000:01:00.0", "name": "eth0", "interface": {} }] }] },
+            "system": { "rdmaMode": "exclusive" },
+        },
     });
     cluster.states.create(&PostParams::default(), &serde_json::from_value(state)?).await?;
     cluster.report("worker-0").await?;
@@ -171,6 +176,16 @@ async fn without_a_configuration_everything_stays(cluster: &Cluster, owner: &Val
     })
     .await?;
     cluster.expect_groups(&["worker-0"], SOON, &[("eth0", "0-3", "nics")]).await
+}
+
+/// The Go operator is a field manager of its own: what it rendered, and ours renders the same, has two owners, and does not go by not being said again.
+async fn what_it_rendered_leaves_with_its_cause(cluster: &Cluster) -> Result<()> {
+    let spec = cluster.states.get("worker-0").await?.spec;
+    let mode = spec.system.and_then(|system| system.rdma_mode).unwrap_or_default();
+    ensure!(spec.bridges.is_none_or(|bridges| bridges.ovs.is_empty()), "a bridge without the feature gate");
+    ensure!(mode.is_empty(), "an RDMA mode {mode:?} that no pool asks for");
+    cluster.policies.delete("nics", &DeleteParams::default()).await?;
+    cluster.expect_groups(&["worker-0"], SOON, &[]).await
 }
 
 async fn a_network_that_went_while_no_operator_ran(server: &ApiServer, cluster: &Cluster) -> Result<Operator> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use sriov_crds::bridge::Bridges;
-use sriov_crds::node_state::InterfaceStatus;
+use sriov_crds::node_state::{InterfaceStatus, System};
 use sriov_crds::resolve::{bridges, spec};
 use sriov_crds::{SriovNetworkNodeStateSpec, keys};
 
@@ -55,9 +55,7 @@ pub(super) fn desired(node: &Node, now: Timestamp, stale_state_delay: Duration) 
     let held_by = held_by(node);
     let wanted = match (&node.pfs, &node.state) {
         _ if !held_by.is_empty() => None,
-        (Some(pfs), _) => {
-            Some(SriovNetworkNodeStateSpec { system: node.system.clone(), bridges: bridges_of(node, pfs), ..spec(&node.policies, pfs) })
-        }
+        (Some(pfs), _) => Some(SriovNetworkNodeStateSpec { system: system_of(node), bridges: bridges_of(node, pfs), ..spec(&node.policies, pfs) }),
         (None, None) => Some(SriovNetworkNodeStateSpec::default()),
         // Not reported (any more): what was rendered stays.
         (None, Some(_)) => None,
@@ -66,11 +64,17 @@ pub(super) fn desired(node: &Node, now: Timestamp, stale_state_delay: Duration) 
     Desired { spec, create: node.state.is_none(), keep, disown, held_by, ..Desired::default() }
 }
 
-/// The bridges of the node, when its daemon makes them; an empty list where there are some that are not wanted.
+/// The bridges of the node, when its daemon makes them. What was said once is said again, as an empty list: a field manager that leaves out what
+/// another one has part in leaves a null, which the API server refuses.
 fn bridges_of(node: &Node, pfs: &[InterfaceStatus]) -> Option<Bridges> {
     let wanted = node.manages_bridges.then(|| bridges(&node.policies, pfs)).flatten();
-    let has_some = node.state.iter().flat_map(|state| &state.spec.bridges).any(|bridges| !bridges.ovs.is_empty());
-    wanted.or_else(|| has_some.then(Bridges::default))
+    wanted.or_else(|| node.state.as_ref()?.spec.bridges.as_ref().map(|_| Bridges::default()))
+}
+
+/// The settings of the whole node; an empty mode in the same way.
+fn system_of(node: &Node) -> Option<System> {
+    let unset = || System { rdma_mode: Some(String::new()), ..System::default() };
+    node.system.clone().or_else(|| node.state.as_ref()?.spec.system.as_ref().map(|_| unset()))
 }
 
 /// Whether two specs ask for different things. The Go operator writes empty objects where nothing is asked for.
@@ -78,6 +82,10 @@ fn is_other(one: &SriovNetworkNodeStateSpec, other: &SriovNetworkNodeStateSpec) 
     let said = |spec: &SriovNetworkNodeStateSpec| {
         let mut spec = spec.clone();
         spec.bridges = spec.bridges.filter(|bridges| !bridges.ovs.is_empty());
+        if let Some(system) = &mut spec.system {
+            system.rdma_mode = system.rdma_mode.take().filter(|mode| !mode.is_empty());
+        }
+        spec.system = spec.system.filter(|system| *system != System::default());
         spec
     };
     said(one) != said(other)
