@@ -250,7 +250,8 @@ mod tests {
         assert!(!noted.link(&link(7, None)), "a bond, perhaps above a PF");
         let mut expected = Changes::default();
         expected.add_function("0000:01:00.0".parse().unwrap());
-        [3, 7].into_iter().for_each(|link| expected.add_link(link));
+        expected.add_link(3);
+        expected.add_link(7);
         assert_eq!(*noted.0.lock().unwrap(), expected);
         assert!(noted.lost());
         assert!(noted.0.lock().unwrap().is_everything());

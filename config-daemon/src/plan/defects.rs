@@ -207,9 +207,9 @@ fn b20_a_bridge_that_is_asked_for_never_stops_a_clouds_machine() {
         ))
     };
     let bridge = ", bridges: {ovs: [{name: br1, bridge: {}, uplinks: [{pciAddress: '0000:01:00.0', name: eth1, interface: {}}]}]}";
-    let (without, with) = (plan(&wish(""), &observed), plan(&wish(bridge), &observed));
+    let (without, bridged) = (plan(&wish(""), &observed), plan(&wish(bridge), &observed));
     assert!(without.steps.len() > 2, "{without}");
-    assert!(without.steps.iter().all(|step| with.steps.contains(step)), "{with}");
+    assert!(without.steps.iter().all(|step| bridged.steps.contains(step)), "{bridged}");
 }
 
 #[test]

@@ -18,6 +18,7 @@ use crate::vf::{VfAttributes, VfIndex, VfVlan};
 
 /// A VF of the model.
 #[derive(Clone, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each may change alone")]
 struct Vf {
     driver: Option<&'static str>,
     in_pod: bool,
@@ -31,6 +32,7 @@ struct Vf {
 
 /// A PF of the model.
 #[derive(Clone, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each may change alone")]
 struct Nic {
     present: bool,
     bound: bool,
