@@ -2,12 +2,13 @@
 //!
 //! The rules are those that the operator renders with (`sriov_crds::resolve`). What the daemon would do step by step it publishes itself once the policy
 //! is there; here is said what that costs: VFs are made anew whenever their number or the eswitch mode changes, and one that gets another driver is unbound,
-//! so whoever holds one has to leave.
+//! so whoever holds one has to leave. So has who is behind a bridge that goes; which VFs are its ports no object tells, so all of the PF count.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde::Serialize;
+use sriov_crds::bridge::{Bridges, OvsBridge};
 use sriov_crds::keys::LEGACY_DEFAULT_POLICY;
 use sriov_crds::node_policy::VFIO_PCI;
 use sriov_crds::node_state::{Interface, InterfaceStatus, VfGroup, VfStatus};
@@ -130,9 +131,23 @@ fn node_changes(snapshot: &Snapshot, node: &str, policies: &[Policy]) -> Vec<Cha
         }
     }
     let find = |list: &[Interface], pf: &InterfaceStatus| list.iter().find(|i| i.pci_address == pf.pci_address).cloned().unwrap_or_default();
-    let wishes = pfs.iter().map(|pf| Wish { pf, old: find(&state.spec.interfaces, pf), new: find(&wanted, pf) });
+    let bridges = snapshot.manages_bridges().then(|| resolve::bridges(policies, pfs)).flatten();
+    let wish = |pf| Wish {
+        pf,
+        old: find(&state.spec.interfaces, pf),
+        new: find(&wanted, pf),
+        old_bridge: bridge_of(state.spec.bridges.as_ref(), pf),
+        new_bridge: bridge_of(bridges.as_ref(), pf),
+    };
+    let wishes = pfs.iter().map(wish);
     let without_iommu = state.status.as_ref().and_then(|status| status.system.as_ref()?.iommu.as_deref()) == Some("inactive");
     wishes.filter_map(|wish| wish.change(snapshot, node, without_iommu)).collect()
+}
+
+/// The bridge whose uplink a PF is.
+fn bridge_of(bridges: Option<&Bridges>, pf: &InterfaceStatus) -> Option<OvsBridge> {
+    let is_uplink = |bridge: &&OvsBridge| bridge.uplinks.iter().any(|uplink| uplink.pci_address == pf.pci_address);
+    bridges?.ovs.iter().find(is_uplink).cloned()
 }
 
 /// What a PF is, is to be now and would be to be.
@@ -140,11 +155,14 @@ struct Wish<'a> {
     pf: &'a InterfaceStatus,
     old: Interface,
     new: Interface,
+    old_bridge: Option<OvsBridge>,
+    new_bridge: Option<OvsBridge>,
 }
 
 impl Wish<'_> {
     fn change(&self, snapshot: &Snapshot, node: &str, without_iommu: bool) -> Option<Change> {
         let mut what = self.differences();
+        what.extend(self.bridge_difference());
         if what.is_empty() {
             return None;
         }
@@ -189,7 +207,7 @@ impl Wish<'_> {
             let pod = pods.iter().find(|a| a.node == node && a.pci_address == vf.pci_address);
             pod.map(|a| format!("{}/{}", a.namespace, a.pod)).or_else(|| vf.assigned.clone())
         };
-        let mut holders: Vec<String> = self.pf.vfs.iter().filter(|vf| self.goes(vf)).filter_map(of).collect();
+        let mut holders: Vec<String> = self.pf.vfs.iter().filter(|vf| self.bridge_goes() || self.goes(vf)).filter_map(of).collect();
         holders.sort();
         holders.dedup();
         holders
@@ -211,6 +229,25 @@ impl Wish<'_> {
             let userspace = group.device_type.as_deref() == Some(VFIO_PCI);
             userspace != (vf.driver.as_deref() == Some(VFIO_PCI)) || given(group.vdpa_type.as_ref()) != given(vf.vdpa_type.as_ref())
         })
+    }
+
+    /// Whether the bridge is removed, or is to be one that only another bridge can be.
+    fn bridge_goes(&self) -> bool {
+        let kind = |bridge: &OvsBridge| {
+            let (of, uplink) = (bridge.bridge.clone().unwrap_or_default(), bridge.uplinks.first().and_then(|uplink| uplink.interface.clone()));
+            (of.datapath_type, of.fail_mode, uplink.map(|uplink| (uplink.kind, uplink.options)).unwrap_or_default())
+        };
+        self.old_bridge.as_ref().is_some_and(|old| self.new_bridge.as_ref().is_none_or(|new| kind(old) != kind(new)))
+    }
+
+    fn bridge_difference(&self) -> Option<String> {
+        let name = |bridge: &Option<OvsBridge>| bridge.as_ref().map_or_else(|| "nothing".to_owned(), |bridge| bridge.name.clone());
+        let (old, new) = (name(&self.old_bridge), name(&self.new_bridge));
+        match (self.old_bridge == self.new_bridge, old == new) {
+            (true, _) => None,
+            (false, false) => Some(format!("bridge {old} -> {new}")),
+            (false, true) => Some(format!("bridge {new}: {}", if self.bridge_goes() { "made anew" } else { "other settings" })),
+        }
     }
 
     /// One text for each thing that differs.

@@ -125,6 +125,12 @@ impl Snapshot {
         self.configs.iter().any(|config| config.metadata.name.as_deref() == Some(keys::DEFAULT_CONFIG) && config.spec.disable_drain)
     }
 
+    /// Whether daemons make the bridges of policies.
+    pub fn manages_bridges(&self) -> bool {
+        let is_on = |config: &SriovOperatorConfig| config.spec.feature_gates.get("manageSoftwareBridges").copied().unwrap_or(false);
+        self.configs.iter().any(|config| config.metadata.name.as_deref() == Some(keys::DEFAULT_CONFIG) && is_on(config))
+    }
+
     /// Labels that a node must have to be managed.
     pub fn selector(&self) -> BTreeMap<String, String> {
         let config = self.configs.iter().find(|config| config.metadata.name.as_deref() == Some(keys::DEFAULT_CONFIG));
