@@ -14,9 +14,11 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use futures::TryStreamExt as _;
+use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
-use kube::api::{Api, DynamicObject, Patch, PatchParams, PostParams};
+use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
 use kube::discovery::{Scope, oneshot};
@@ -175,14 +177,12 @@ impl ApiServer {
         for entry in fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))? {
             warnings.extend(apply(&client, &fs::read_to_string(entry?.path())?).await?);
         }
-        for crd in sriov_crds::manifests() {
-            let group_version_kind = GroupVersionKind::gvk(&crd.spec.group, "v1", &crd.spec.names.kind);
-            eventually(Duration::from_secs(30), "all kinds are served", async || {
-                oneshot::pinned_kind(&client, &group_version_kind).await?;
-                Ok(())
-            })
-            .await?;
-        }
+        let served = sriov_crds::manifests().into_iter().map(|crd| {
+            let kind = GroupVersionKind::gvk(&crd.spec.group, "v1", &crd.spec.names.kind);
+            let client = &client;
+            async move { eventually(Duration::from_secs(30), "all kinds are served", async || is_served(client, &kind).await).await }
+        });
+        try_join_all(served).await?;
         Ok(warnings)
     }
 
@@ -295,6 +295,21 @@ impl ApiServer {
         let log = self.folder.path().join(format!("{name}.log"));
         Ok(Operator { server: Server::start(program, &arguments, &variables, log)? })
     }
+}
+
+/// Whether objects of a kind can be followed. The API server makes the storage of a new kind when it is first asked for, and ends watches that began before
+/// as too old: a program under test would be away for a second, which only a test of that should see.
+async fn is_served(client: &Client, kind: &GroupVersionKind) -> Result<()> {
+    let (resource, _) = oneshot::pinned_kind(client, kind).await?;
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+    let version = api.list_metadata(&ListParams::default().limit(1)).await?.metadata.resource_version.context("a list without version")?;
+    let mut events = std::pin::pin!(api.watch_metadata(&WatchParams::default().timeout(1), &version).await?);
+    while let Some(event) = events.try_next().await? {
+        if let WatchEvent::Error(status) = event {
+            bail!("{}: {}", kind.kind, status.message);
+        }
+    }
+    Ok(())
 }
 
 fn is_node_rule(document: &str) -> bool {
