@@ -29,6 +29,7 @@ pub mod wire;
 
 use std::fmt;
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -269,6 +270,11 @@ impl Lab {
     /// Runs `kubectl` with all permissions and gives its standard output.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         self.processes.output(&self.kubectl_argv(arguments)?)
+    }
+
+    /// Starts `kubectl` beside the test, with what it says in a file; it ends with the value.
+    pub fn kubectl_beside(&self, name: &str, arguments: &[&str], log: &Path) -> Result<Daemon> {
+        self.processes.daemon(name, &self.kubectl_argv(arguments)?, log)
     }
 
     fn kubectl_argv(&self, arguments: &[&str]) -> Result<Vec<String>> {

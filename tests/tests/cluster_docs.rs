@@ -231,9 +231,21 @@ fn an_upgrade_brings_the_kinds_up_to_date_and_leaves_a_running_pod_its_vf(lab: &
     let cluster = Cluster::of(lab);
     make_kind_older(&cluster)?;
     let (pod, before) = (kept(&cluster, "first")?, daemons(&cluster)?);
+    // Every number of devices that the kubelet offers from here on.
+    let offered = lab.run_dir().path().join("offered.txt");
+    let number = r#"jsonpath={.status.allocatable.openshift\.io/fast}{"\n"}"#;
+    let watch = lab.kubectl_beside("kubectl-watch", &["get", "node", NODE, "--watch", "--output", number], &offered)?;
     page.run_block(lab, 0, &NAMES)?;
     let cluster = Cluster::of(lab);
     wait_new_daemon(&cluster, &before)?;
+    drop(watch);
+    let offered = std::fs::read_to_string(offered)?;
+    // The first line is the command.
+    let numbers: Vec<&str> = offered.lines().filter(|line| !line.starts_with('#')).collect();
+    ensure!(
+        !numbers.is_empty() && numbers.iter().all(|number| *number == "4"),
+        "the node did not offer four VFs at each moment of the upgrade:\n{offered}"
+    );
     check_kind_is_new(&cluster)?;
     same("the pod and its VF", &kept(&cluster, "first")?, &pod)?;
     let added: Value = cluster.get(OPERATOR_NAMESPACE, "configmap", "supported-nic-ids")?.context("no list of NICs")?;
