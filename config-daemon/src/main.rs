@@ -18,6 +18,7 @@ use sriov_config_daemon::distribution;
 use sriov_config_daemon::doctor::diagnose;
 use sriov_config_daemon::health::{CountRequests, serve};
 use sriov_config_daemon::install::{Installed, install_cni};
+use sriov_config_daemon::kubelet::{self, Kubelet};
 use sriov_config_daemon::machine::Machine as _;
 use sriov_config_daemon::machine::linux::Linux;
 use sriov_config_daemon::machine::ovs::Ovs;
@@ -111,6 +112,9 @@ struct MachineArgs {
     /// File that the device plugin reads.
     #[arg(long, default_value = "/run/sriov-operator/device-plugin/config.json")]
     pools_file: PathBuf,
+    /// Folder of the kubelet (its --root-dir), below --root.
+    #[arg(long, env = "KUBELET_PATH", default_value = kubelet::DEFAULT_FOLDER)]
+    kubelet_path: String,
     /// Make and remove the Open vSwitch bridges that policies name.
     #[arg(long)]
     manage_software_bridges: bool,
@@ -141,6 +145,9 @@ struct Run {
     /// Folder into which the chart puts the CNI plugin; told when this machine's distribution looks for plugins elsewhere.
     #[arg(long, env = "SRIOV_CNI_BIN_PATH")]
     cni_bin_path: Option<String>,
+    /// There is a kubelet, as on every machine where this runs in a pod: not to find it is an error.
+    #[arg(long)]
+    expect_kubelet: bool,
     /// "systemd" lets the unit of systemd mode apply at boot what this node was last asked for.
     #[arg(long, env = "CONFIGURATION_MODE", default_value = "daemon")]
     configuration_mode: String,
@@ -363,7 +370,8 @@ fn run(args: &Run) -> anyhow::Result<ExitCode> {
             }
         };
         tell_distribution(args);
-        let machine = args.machine.open();
+        let kubelet = args.machine.kubelet();
+        let machine = args.machine.open().with_kubelet(if args.expect_kubelet { kubelet.expected() } else { kubelet });
         machine.store().set_systemd_mode(args.configuration_mode == "systemd")?;
         tokio::select! {
             ended = node_state::run(client, args.settings(), machine, Arc::clone(&metrics)) => ended.map_err(anyhow::Error::from),
@@ -424,8 +432,12 @@ impl Run {
 }
 
 impl MachineArgs {
+    fn kubelet(&self) -> Kubelet {
+        Kubelet::at(&self.root, &self.kubelet_path)
+    }
+
     fn open(&self) -> Linux {
-        let machine = Linux::new(&self.root, Store::new(&self.root, &self.pools_file));
+        let machine = Linux::new(&self.root, Store::new(&self.root, &self.pools_file)).with_kubelet(self.kubelet());
         if self.manage_software_bridges { machine.with_bridges(Ovs::new(&self.root, &self.ovs_socket_path)) } else { machine }
     }
 }

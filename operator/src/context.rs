@@ -33,6 +33,8 @@ pub struct Settings {
     pub node_image: String,
     /// Folder on the nodes where the container runtime looks for CNI plugins.
     pub cni_bin_path: String,
+    /// Absolute path of the kubelet's folder on nodes.
+    pub kubelet_path: String,
     /// Names of pull secrets for the node DaemonSet.
     pub image_pull_secrets: Vec<String>,
     /// How long a node state is kept when its node is not selected any more; zero deletes at once.

@@ -60,6 +60,9 @@ struct Run {
     /// Folder on the nodes where the container runtime looks for CNI plugins.
     #[arg(long, env = "SRIOV_CNI_BIN_PATH", default_value = "/opt/cni/bin")]
     cni_bin_path: String,
+    /// Folder of the kubelet on the nodes (its --root-dir).
+    #[arg(long, env = "KUBELET_PATH", default_value = "/var/lib/kubelet")]
+    kubelet_path: String,
     /// Pull secrets for the node DaemonSet, separated by commas.
     #[arg(long, env = "IMAGE_PULL_SECRETS", value_delimiter = ',')]
     image_pull_secrets: Vec<String>,
@@ -128,6 +131,7 @@ async fn start(run: Run, log: reload::Handle<EnvFilter, Registry>) -> Result<()>
         resource_prefix: run.resource_prefix,
         node_image: run.node_image,
         cni_bin_path: run.cni_bin_path,
+        kubelet_path: run.kubelet_path,
         image_pull_secrets: run.image_pull_secrets.into_iter().filter(|name| !name.is_empty()).collect(),
         stale_state_delay: Duration::from_secs(minutes.saturating_mul(60)),
         admission: run.admission,

@@ -32,7 +32,7 @@ use sriov_host::{Host, discover, driver, kernel, module, sriov};
 
 use super::ovs::Ovs;
 use super::{Machine, ObserveError, StepError};
-use crate::kubelet::Kubelet;
+use crate::kubelet::{self, Kubelet};
 use crate::observed::Observed;
 use crate::plan::step::{Driver, Step, VFIO_PCI};
 use crate::store::{Store, VfLock};
@@ -62,7 +62,14 @@ pub struct Linux {
 impl Linux {
     /// The machine whose `/sys` is below `root`; netlink speaks to this process's network namespace, which must be the host's.
     pub fn new(root: &Path, store: Store) -> Self {
-        Self { host: Host::at(root), store, kubelet: Kubelet::at(root), networks: Arc::default(), kept: Arc::default(), ovs: None }
+        let kubelet = Kubelet::at(root, kubelet::DEFAULT_FOLDER);
+        Self { host: Host::at(root), store, kubelet, networks: Arc::default(), kept: Arc::default(), ovs: None }
+    }
+
+    /// The same machine with this kubelet.
+    #[must_use]
+    pub fn with_kubelet(self, kubelet: Kubelet) -> Self {
+        Self { kubelet, ..self }
     }
 
     /// The same machine, whose bridges are managed.

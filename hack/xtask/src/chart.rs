@@ -34,7 +34,7 @@ const HEADER: &str = "\
 const OPTIONS: &str = "operator.metricsExporter.prometheusOperator.enabled=true,operator.metricsExporter.prometheusOperator.deployRules=true,\
                        operator.externalDrainer.enabled=true,operator.admissionControllers.certificates.certManager.enabled=true,\
                        operator.admissionControllers.certificates.certManager.generateSelfSigned=true,sriovOperatorConfig.deploy=true,\
-                       operator.tls.minVersion=VersionTLS13,nodeFeatureRule.enabled=true,nodeDetector.enabled=true";
+                       operator.tls.minVersion=VersionTLS13,operator.kubeletPath=/data/kubelet,nodeFeatureRule.enabled=true,nodeDetector.enabled=true";
 
 /// Values that the schema must refuse, as proof that it is in force: a name that does not exist, a wrong type, a wrong form.
 const REFUSED: [&str; 5] = [

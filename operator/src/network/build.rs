@@ -156,6 +156,7 @@ mod tests {
             resource_prefix: "example.com".into(),
             node_image: String::new(),
             cni_bin_path: String::new(),
+            kubelet_path: String::new(),
             image_pull_secrets: vec![],
             stale_state_delay: Duration::ZERO,
             admission: crate::admission::Settings::for_tests(),

@@ -36,7 +36,7 @@ struct HostFolder {
 }
 
 /// All that any pod sees of the host; each pod has those that its containers mount.
-const FOLDERS: [HostFolder; 18] = [
+const FOLDERS: [HostFolder; 15] = [
     HostFolder { volume: "sys", path: "/sys", create: false },
     HostFolder { volume: "run", path: "/run/sriov-operator", create: true },
     HostFolder { volume: "records", path: "/etc/sriov-operator", create: true },
@@ -48,9 +48,6 @@ const FOLDERS: [HostFolder; 18] = [
     HostFolder { volume: "cni-state", path: "/var/lib/cni/sriov", create: true },
     HostFolder { volume: "cni-locks", path: "/var/lib/cni/sriov/lock", create: true },
     HostFolder { volume: "netns", path: "/run/netns", create: true },
-    HostFolder { volume: "device-plugins", path: "/var/lib/kubelet/device-plugins", create: true },
-    HostFolder { volume: "plugins-registry", path: "/var/lib/kubelet/plugins_registry", create: true },
-    HostFolder { volume: "pod-resources", path: "/var/lib/kubelet/pod-resources", create: true },
     HostFolder { volume: "device-info", path: "/var/run/k8s.cni.cncf.io/devinfo/dp", create: true },
     // Systemd mode.
     HostFolder { volume: "host-programs", path: "/var/lib/sriov", create: true },
@@ -58,6 +55,10 @@ const FOLDERS: [HostFolder; 18] = [
     // `useCDI`: where container runtimes look for specs of devices.
     HostFolder { volume: "cdi", path: "/var/run/cdi", create: true },
 ];
+
+/// Volumes with folders of the kubelet, which is where a setting says.
+const KUBELET_FOLDERS: [(&str, &str); 3] =
+    [("device-plugins", "device-plugins"), ("plugins-registry", "plugins_registry"), ("pod-resources", "pod-resources")];
 
 /// What is different between the two.
 struct Node {
@@ -121,14 +122,13 @@ fn pod(node: Node, spec: Option<&SriovOperatorConfigSpec>, settings: &Settings) 
 /// The host's folders that these containers mount.
 fn folders<'a>(settings: &Settings, containers: impl Iterator<Item = &'a Container>) -> Vec<Volume> {
     let mounted: BTreeSet<&str> = containers.flat_map(|c| c.volume_mounts.iter().flatten()).map(|mount| mount.name.as_str()).collect();
-    let cni_bin = (CNI_BIN, settings.cni_bin_path.as_str(), true);
-    let all = FOLDERS.iter().map(|folder| (folder.volume, folder.path, folder.create)).chain([cni_bin]);
-    let volume = |(name, path, create): (&str, &str, bool)| Volume {
+    let kubelet = settings.kubelet_path.trim_end_matches('/');
+    let of_kubelet = KUBELET_FOLDERS.iter().map(|(volume, folder)| (*volume, format!("{kubelet}/{folder}"), true));
+    let cni_bin = (CNI_BIN, settings.cni_bin_path.clone(), true);
+    let all = FOLDERS.iter().map(|folder| (folder.volume, folder.path.to_owned(), folder.create)).chain(of_kubelet).chain([cni_bin]);
+    let volume = |(name, path, create): (&str, String, bool)| Volume {
         name: name.to_owned(),
-        host_path: Some(HostPathVolumeSource {
-            path: path.to_owned(),
-            type_: Some(if create { "DirectoryOrCreate" } else { "Directory" }.to_owned()),
-        }),
+        host_path: Some(HostPathVolumeSource { path, type_: Some(if create { "DirectoryOrCreate" } else { "Directory" }.to_owned()) }),
         ..Volume::default()
     };
     all.filter(|(name, ..)| mounted.contains(name)).map(volume).collect()
@@ -196,6 +196,7 @@ mod tests {
             resource_prefix: "example.com".into(),
             node_image: "registry.example/node:1".into(),
             cni_bin_path: "/usr/libexec/cni".into(),
+            kubelet_path: "/data/kubelet/".into(),
             image_pull_secrets: input.image_pull_secrets.clone(),
             stale_state_delay: Duration::ZERO,
             admission: crate::admission::Settings::for_tests(),

@@ -127,7 +127,7 @@ fn config_daemon(spec: Option<&SriovOperatorConfigSpec>, settings: &Settings) ->
         mount_netns(),
         mount(CREDENTIALS, "/var/run/secrets/kubernetes.io/serviceaccount", true),
     ];
-    let mut command = vec!["/sriov-config-daemon", "run", "--root", "/host"];
+    let mut command = vec!["/sriov-config-daemon", "run", "--root", "/host", "--expect-kubelet"];
     if manages_bridges(spec) {
         command.push("--manage-software-bridges");
         mounts.push(mount(OPENVSWITCH, &format!("/host{}", socket_folder(spec)), true));
