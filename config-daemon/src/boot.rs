@@ -16,7 +16,7 @@ use sriov_host::uevent::{UeventError, UeventSocket};
 
 use crate::apply::apply;
 use crate::desired::Desired;
-use crate::install::{InstallError, install};
+use crate::install::{InstallError, install, label_as_program};
 use crate::machine::linux::Linux;
 use crate::machine::{Machine as _, ObserveError};
 use crate::observed::{Observed, SupportedNics};
@@ -114,7 +114,12 @@ fn wait_for_pfs(machine: &Linux, wish: &Desired, nics: Option<&SupportedNics>) -
 
 /// Puts program and unit in place, below `root`; answers whether anything changed. Systemd reads the unit at the next boot, which is when it is for.
 pub fn install_unit(program: &Path, root: &Path) -> Result<bool, BootError> {
-    let copied = install(program, &root.join(PROGRAM))?;
+    let installed = root.join(PROGRAM);
+    let copied = install(program, &installed)?;
+    if let Err(cause) = label_as_program(&installed) {
+        // The daemon works without the unit.
+        tracing::warn!("{} keeps its SELinux label, with which systemd may not run it at boot: {cause}", installed.display());
+    }
     let unit = root.join(UNITS).join(UNIT_NAME);
     let failed = |cause| BootError::Unit { path: unit.clone(), cause };
     let same = fs::read_to_string(&unit).is_ok_and(|text| text == UNIT);
@@ -155,6 +160,25 @@ mod tests {
         assert!(root.path().join(started.split(' ').next().unwrap()).is_file(), "{started}");
         let link = fs::read_link(root.path().join("etc/systemd/system/multi-user.target.wants/sriov-config.service")).unwrap();
         assert_eq!(link, Path::new("/etc/systemd/system/sriov-config.service"));
+    }
+
+    #[test]
+    fn where_files_have_selinux_labels_the_program_has_one_that_systemd_may_run() {
+        let root = tempfile::tempdir().unwrap();
+        let program = root.path().join("daemon");
+        fs::write(&program, "program").unwrap();
+        assert!(install_unit(&program, root.path()).unwrap());
+        let installed = root.path().join(PROGRAM);
+        let label = |path: &Path| {
+            let mut label = [0; 64];
+            rustix::fs::getxattr(path, "security.selinux", &mut label).ok().map(|length| String::from_utf8(label[..length].to_vec()).unwrap())
+        };
+        assert_eq!(label(&installed), None, "no labels on this machine");
+        let set = |path: &Path, label: &str| rustix::fs::setxattr(path, "security.selinux", label.as_bytes(), rustix::fs::XattrFlags::empty());
+        set(installed.parent().unwrap(), "system_u:object_r:var_lib_t:s0\0").unwrap();
+        set(&installed, "system_u:object_r:var_lib_t:s0\0").unwrap();
+        assert!(!install_unit(&program, root.path()).unwrap());
+        assert_eq!(label(&installed).unwrap(), "system_u:object_r:bin_t:s0\0");
     }
 
     #[test]

@@ -12,6 +12,8 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{XattrFlags, getxattr, setxattr};
+
 /// Why the program was not installed.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
@@ -48,6 +50,10 @@ pub enum Installed {
         ours: u32,
     },
 }
+
+/// The attribute with a file's SELinux label, and the label of programs.
+const SELINUX: &str = "security.selinux";
+const PROGRAM_LABEL: &[u8] = b"system_u:object_r:bin_t:s0\0";
 
 /// The name by which networks of InfiniBand VFs call the plugin.
 const INFINIBAND: &str = "ib-sriov";
@@ -88,6 +94,16 @@ pub fn install(from: &Path, to: &Path) -> Result<bool, InstallError> {
     }
     replace(&wanted, to).map_err(|cause| InstallError::WriteTarget { path: to.to_owned(), cause })?;
     Ok(true)
+}
+
+/// Labels a file as a program where files have labels. One that has the label of `/var/lib` is not run by systemd, if SELinux is enforced.
+pub fn label_as_program(path: &Path) -> io::Result<()> {
+    let mut label = [0; 256];
+    let has_labels = path.parent().is_some_and(|folder| getxattr(folder, SELINUX, &mut label).is_ok_and(|length| length > 0));
+    if !has_labels || getxattr(path, SELINUX, &mut label).is_ok_and(|length| label.get(..length) == Some(PROGRAM_LABEL)) {
+        return Ok(());
+    }
+    Ok(setxattr(path, SELINUX, PROGRAM_LABEL, XattrFlags::empty())?)
 }
 
 fn replace(content: &[u8], to: &Path) -> io::Result<()> {
