@@ -11,13 +11,15 @@ mod kept;
 mod reader;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use crate::host_use::HostNetwork;
 use crate::inventory::{EswitchMode, Inventory, Kernel, Netdev, Pf, RdmaMode};
 use crate::netlink::route::uplink;
 use crate::netlink::{Link, NetlinkError};
 use crate::pci::{DeviceId, PciAddress, VendorId};
-use crate::sysfs::{Sysfs, SysfsError};
+use crate::sysfs::{Folder, Sysfs, SysfsError};
 use crate::vf::{VfAttributes, VfIndex};
 use crate::{Host, boot_config, cloud, driver, kernel, pci_device, vdpa};
 pub use answers::Answers;
@@ -25,6 +27,10 @@ use answers::Kernel as NetlinkKernel;
 pub use changes::Changes;
 pub use kept::{KeptSurvey, Look, Read};
 use reader::Reader;
+
+const FUNCTIONS: &str = "/sys/bus/pci/devices";
+/// A machine with so many functions is read by two threads.
+const WORTH_A_THREAD: usize = 128;
 
 /// A machine or a device of it that could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -113,8 +119,9 @@ pub fn survey(host: &Host) -> Result<Survey, DiscoverError> {
 
 /// A look at everything, and what netlink said for it.
 fn whole(host: &Host, answers: &impl Answers) -> Result<(NetFacts, Survey), DiscoverError> {
-    let (facts, mut faults) = gather(host, answers, &pf_addresses(host)?)?;
-    let mut survey = survey_with(host, &facts)?;
+    let functions = Functions::list(host)?;
+    let (facts, mut faults) = gather(host, answers, &functions.pfs)?;
+    let mut survey = read_all(host, &facts, &functions)?;
     // Netlink failed for these, so that what is said of them would be half a truth.
     survey.inventory.pfs.retain(|pf| faults.iter().all(|(faulty, _)| *faulty != pf.address));
     faults.append(&mut survey.faults);
@@ -123,14 +130,30 @@ fn whole(host: &Host, answers: &impl Answers) -> Result<(NetFacts, Survey), Disc
 
 /// As [`survey`], with netlink's part given: reads only files.
 pub fn survey_with(host: &Host, facts: &NetFacts) -> Result<Survey, DiscoverError> {
+    read_all(host, facts, &Functions::list(host)?)
+}
+
+fn read_all(host: &Host, facts: &NetFacts, functions: &Functions) -> Result<Survey, DiscoverError> {
     let mut survey = Survey::default();
     survey.inventory.iommu = kernel::iommu(host)?;
     survey.inventory.kernel = Kernel { lockdown: kernel::lockdown(host), rdma_mode: facts.rdma_mode, staged: boot_config::command_lines(host) };
-    let mut reader = Reader::new(host, facts, vdpa::by_function(host)?);
-    for address in pf_addresses(host)?.into_iter().chain(lone_functions(host)?) {
-        match reader.pf(address) {
-            Ok(Some(pf)) => survey.inventory.pfs.push(pf),
-            Ok(None) => {}
+    let reader = Reader::new(host, facts, vdpa::by_function(host)?);
+    let (addresses, next) = ([functions.pfs.as_slice(), &functions.lone].concat(), AtomicUsize::new(0));
+    // PFs differ much in their number of VFs: each thread takes the next one when it has read one.
+    let read = || {
+        let mine = std::iter::from_fn(|| addresses.get(next.fetch_add(1, Ordering::Relaxed)));
+        mine.map(|address| (*address, reader.pf(*address))).collect::<Vec<_>>()
+    };
+    let mut found = thread::scope(|scope| {
+        let other = (functions.count >= WORTH_A_THREAD).then(|| scope.spawn(read));
+        let mut found = read();
+        found.extend(other.map(|other| other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).unwrap_or_default());
+        found
+    });
+    found.sort_by_key(|(address, _)| *address);
+    for (address, read) in found {
+        match read {
+            Ok(pf) => survey.inventory.pfs.extend(pf),
             Err(error) => survey.faults.push((address, error)),
         }
     }
@@ -165,12 +188,16 @@ pub fn iommu_group_of(host: &Host, address: PciAddress) -> Result<Option<u32>, D
 /// The VFs that a PF has now, in order of index, from its `virtfnN` links.
 pub fn vf_addresses(host: &Host, pf: PciAddress) -> Result<Vec<(VfIndex, PciAddress)>, DiscoverError> {
     let device = pci_device(pf);
+    host.sysfs().folder(&device)?.map_or(Ok(Vec::new()), |folder| vfs_of(&folder, &device))
+}
+
+/// The same, of the open folder of a PF.
+fn vfs_of(folder: &Folder, device: &str) -> Result<Vec<(VfIndex, PciAddress)>, DiscoverError> {
     let mut vfs = Vec::new();
-    for name in host.sysfs().list_opt(&device)?.unwrap_or_default() {
+    for name in folder.list_opt(".")?.unwrap_or_default() {
         let Some(index) = name.strip_prefix("virtfn").and_then(|index| index.parse().ok()) else { continue };
-        let path = format!("{device}/{name}");
-        if let Some(target) = host.sysfs().read_link_name(&path)? {
-            vfs.push((VfIndex(index), parse(&path, &target, "a PCI address", |text| text.parse().ok())?));
+        if let Some(target) = folder.read_link_name(&name)? {
+            vfs.push((VfIndex(index), parse(&format!("{device}/{name}"), &target, "a PCI address", |text| text.parse().ok())?));
         }
     }
     vfs.sort_unstable();
@@ -192,7 +219,8 @@ fn ask(host: &Host, answers: &impl Answers, pf: PciAddress, facts: &mut NetFacts
     }
     facts.firmware.extend(answers.firmware(pf).map(|firmware| (pf, firmware)));
     // Drivers answer for their VFs slowly, some through a firmware mailbox: ask only those that have any.
-    let link = netdev_link(host, pf, &facts.links).filter(|_| !matches!(vf_addresses(host, pf).as_deref(), Ok([])))?;
+    let has_vfs = host.sysfs().read(format!("{}/sriov_numvfs", pci_device(pf))).map_or(true, |numvfs| numvfs != "0");
+    let link = netdev_link(host, pf, &facts.links).filter(|_| has_vfs)?;
     let ifindex = link.netdev.ifindex;
     match answers.vfs(ifindex) {
         Ok(vfs) => facts.vf_attributes.extend([(ifindex, vfs)]),
@@ -202,25 +230,28 @@ fn ask(host: &Host, answers: &impl Answers, pf: PciAddress, facts: &mut NetFacts
     None
 }
 
-/// Network functions that can have VFs, in order of address.
-fn pf_addresses(host: &Host) -> Result<Vec<PciAddress>, DiscoverError> {
-    functions(host, is_pf)
+/// The PCI functions of a machine, those that count in order of address.
+struct Functions {
+    /// Network functions that can have VFs.
+    pfs: Vec<PciAddress>,
+    /// On a virtual machine of a cloud the network functions that are no PFs: VFs of which the hypervisor keeps the PF, and virtio.
+    lone: Vec<PciAddress>,
+    /// How many there are of all kinds.
+    count: usize,
 }
 
-/// The PCI functions for which `wanted` holds, in order of address.
-fn functions(host: &Host, wanted: impl Fn(&Sysfs, PciAddress) -> bool) -> Result<Vec<PciAddress>, DiscoverError> {
-    let names = host.sysfs().list("/sys/bus/pci/devices")?;
-    let mut found: Vec<PciAddress> = names.iter().filter_map(|name| name.parse().ok()).filter(|address| wanted(host.sysfs(), *address)).collect();
-    found.sort_unstable();
-    Ok(found)
-}
-
-/// On a virtual machine of a cloud the network functions that are no PFs, in order of address: VFs of which the hypervisor keeps the PF, and virtio.
-fn lone_functions(host: &Host) -> Result<Vec<PciAddress>, DiscoverError> {
-    if cloud::of(host).is_none() {
-        return Ok(Vec::new());
+impl Functions {
+    fn list(host: &Host) -> Result<Self, DiscoverError> {
+        let (sysfs, names) = (host.sysfs(), host.sysfs().list(FUNCTIONS)?);
+        let mut all: Vec<PciAddress> = names.iter().filter_map(|name| name.parse().ok()).collect();
+        all.sort_unstable();
+        let folder = sysfs.folder(FUNCTIONS)?;
+        let text = |name: String| folder.as_ref()?.read_opt(&name).ok().flatten();
+        let pfs = all.iter().copied().filter(|address| can_have_vfs(|name| text(format!("{address}/{name}")))).collect();
+        let is_cloud = cloud::of(host).is_some();
+        let lone = all.iter().copied().filter(|address| is_cloud && is_lone(sysfs, *address)).collect();
+        Ok(Self { pfs, lone, count: all.len() })
     }
-    functions(host, is_lone)
 }
 
 /// Whether a function is a network function that has neither a PF nor VFs that one could see.
@@ -234,8 +265,12 @@ pub fn is_lone(sysfs: &Sysfs, address: PciAddress) -> bool {
 /// firmware switched it off.
 pub fn is_pf(sysfs: &Sysfs, address: PciAddress) -> bool {
     let device = pci_device(address);
-    let text = |name: &str| sysfs.read(format!("{device}/{name}")).ok();
-    text("class").is_some_and(|class| class.starts_with("0x02")) && text("sriov_totalvfs").is_some_and(|total| total != "0")
+    can_have_vfs(|name| sysfs.read(format!("{device}/{name}")).ok())
+}
+
+/// Most functions have no `sriov_totalvfs`, VFs among them, so that it is asked for first.
+fn can_have_vfs(text: impl Fn(&str) -> Option<String>) -> bool {
+    text("sriov_totalvfs").is_some_and(|total| total != "0") && text("class").is_some_and(|class| class.starts_with("0x02"))
 }
 
 /// The representors of an uplink's VFs: ports of the same hardware switch, named `pf<function>vf<index>`. Where a switch has VFs of several functions

@@ -274,16 +274,16 @@ impl Folder {
 }
 
 /// What `uevent` tells of a function in one read; files of their own tell the same.
-struct Identity {
+pub(crate) struct Identity {
     class: u32,
-    vendor: VendorId,
-    device: DeviceId,
+    pub(crate) vendor: VendorId,
+    pub(crate) device: DeviceId,
     subsystem: Option<(VendorId, DeviceId)>,
     driver: Option<String>,
 }
 
 /// `None` when a line is missing that each PCI function has.
-fn identity(uevent: &str) -> Option<Identity> {
+pub(crate) fn identity(uevent: &str) -> Option<Identity> {
     let value = |key: &str| uevent.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
     let pair = |text: &str| {
         let (vendor, device) = text.split_once(':')?;

@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Dir, Mode, OFlags, openat, readlinkat};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 /// The files of a machine below a root folder.
 #[derive(Clone, Debug)]
@@ -186,9 +186,16 @@ impl Folder {
         count_operation();
         let read = || {
             let mut file = File::from(openat(&self.fd, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?);
-            // No attribute is longer than a page, so that most are read by the first call and ended by the second.
-            let mut text = String::with_capacity(64);
-            file.read_to_string(&mut text).map(|_| text.trim().to_owned())
+            // The kernel gives all of an attribute at once, and none is longer than a page: what does not fill this is all.
+            let mut page = [0; ATTRIBUTE_BYTES];
+            let length = retry_on_intr(|| rustix::io::read(&file, &mut page))?;
+            let first = page.get(..length).unwrap_or_default();
+            if length < ATTRIBUTE_BYTES {
+                return Ok(String::from_utf8_lossy(first).trim().to_owned());
+            }
+            let mut whole = first.to_vec();
+            file.read_to_end(&mut whole)?;
+            Ok(String::from_utf8_lossy(&whole).trim().to_owned())
         };
         unless_gone(read().map_err(|cause: io::Error| SysfsError::Read { path: self.path.join(name), cause }))
     }

@@ -6,9 +6,10 @@
 //! Invariant: a function that vanishes while it is read is left out without an error.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
 
-use super::{DiscoverError, NetFacts, is_lone, is_pf, link_by_index, link_speed, parse, representors, vf_addresses};
-use crate::function::Vdpa;
+use super::{DiscoverError, NetFacts, is_lone, is_pf, link_by_index, link_speed, parse, representors, vfs_of};
+use crate::function::{Vdpa, identity};
 use crate::guid::Guid;
 use crate::host_use::HostUse;
 use crate::inventory::{EswitchMode, Facts, Netdev, Pf, Vf};
@@ -28,7 +29,7 @@ pub(super) struct Reader<'a> {
     /// Links that anything of the host depends on, directly or through others. Most VFs' are not among them.
     in_use: BTreeSet<u32>,
     /// Versions of drivers' modules, by driver.
-    versions: BTreeMap<String, Option<String>>,
+    versions: Mutex<BTreeMap<String, Option<String>>>,
     /// vDPA devices, by the function that carries them.
     vdpa: BTreeMap<PciAddress, Vdpa>,
 }
@@ -45,7 +46,7 @@ impl<'a> Reader<'a> {
             in_use.extend(link.stack.lower);
             in_use.extend(link.stack.master.map(|_| link.netdev.ifindex));
         }
-        Self { host, facts, by_parent, in_use, versions: BTreeMap::new(), vdpa }
+        Self { host, facts, by_parent, in_use, versions: Mutex::default(), vdpa }
     }
 
     fn link(&self, address: PciAddress) -> Option<&'a Link> {
@@ -54,7 +55,7 @@ impl<'a> Reader<'a> {
     }
 
     /// One PF; `None` when there is no such function or it cannot have VFs.
-    pub(super) fn pf(&mut self, address: PciAddress) -> Result<Option<Pf>, DiscoverError> {
+    pub(super) fn pf(&self, address: PciAddress) -> Result<Option<Pf>, DiscoverError> {
         if !is_pf(self.host.sysfs(), address) {
             return self.lone(address);
         }
@@ -67,7 +68,7 @@ impl<'a> Reader<'a> {
         let mut attributes: BTreeMap<VfIndex, _> = attributes.iter().map(|attributes| (attributes.index, attributes)).collect();
         let mut representors = link.map(|link| representors(link, &self.facts.links)).unwrap_or_default();
         let mut vfs = Vec::with_capacity(numvfs.into());
-        for (index, vf) in vf_addresses(self.host, address)? {
+        for (index, vf) in vfs_of(&device.folder, &device.path)? {
             let Some(found) = self.vf(vf, index)? else { continue };
             let representor = representors.remove(&index);
             let facts = Facts { representor_idle: representor.as_deref().is_some_and(|name| self.is_idle(name)), representor, ..found.facts };
@@ -94,7 +95,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A function of a virtual machine that stands for its PF and is its only VF.
-    fn lone(&mut self, address: PciAddress) -> Result<Option<Pf>, DiscoverError> {
+    fn lone(&self, address: PciAddress) -> Result<Option<Pf>, DiscoverError> {
         if cloud::of(self.host).is_none() || !is_lone(self.host.sysfs(), address) {
             return Ok(None);
         }
@@ -146,7 +147,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A VF without what its PF says of it; `None` when it has vanished.
-    fn vf(&mut self, address: PciAddress, index: VfIndex) -> Result<Option<Vf>, DiscoverError> {
+    fn vf(&self, address: PciAddress, index: VfIndex) -> Result<Option<Vf>, DiscoverError> {
         let Some(device) = Device::open(self.host, address)? else { return Ok(None) };
         let Some((vendor, id)) = device.ids()? else { return Ok(None) };
         let link = self.link(address);
@@ -166,7 +167,7 @@ impl<'a> Reader<'a> {
     }
 
     /// What is read of PFs and VFs alike.
-    fn function(&mut self, device: &Device, driver: Option<&str>, link: Option<&Link>) -> Result<Facts, DiscoverError> {
+    fn function(&self, device: &Device, driver: Option<&str>, link: Option<&Link>) -> Result<Facts, DiscoverError> {
         let rdma = device.folder.list_opt("infiniband")?.unwrap_or_default();
         Ok(Facts {
             node_guid: rdma.first().map(|first| device.node_guid(first)).transpose()?.flatten(),
@@ -185,12 +186,13 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn version(&mut self, device: &Device, driver: &str) -> Result<Option<String>, DiscoverError> {
-        if let Some(version) = self.versions.get(driver) {
+    fn version(&self, device: &Device, driver: &str) -> Result<Option<String>, DiscoverError> {
+        let mut versions = self.versions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(version) = versions.get(driver) {
             return Ok(version.clone());
         }
         let version = device.folder.read_opt("driver/module/version")?;
-        self.versions.insert(driver.to_owned(), version.clone());
+        versions.insert(driver.to_owned(), version.clone());
         Ok(version)
     }
 }
@@ -208,7 +210,11 @@ impl Device {
         Ok(host.sysfs().folder(&path)?.map(|folder| Self { folder, path, address }))
     }
 
+    /// `uevent` tells both in one read; files of their own tell the same.
     fn ids(&self) -> Result<Option<(VendorId, DeviceId)>, DiscoverError> {
+        if let Some(told) = self.folder.read_opt("uevent")?.as_deref().and_then(identity) {
+            return Ok(Some((told.vendor, told.device)));
+        }
         let (Some(vendor), Some(device)) = (self.folder.read_opt("vendor")?, self.folder.read_opt("device")?) else { return Ok(None) };
         let vendor = parse(&self.of("vendor"), &vendor, "a PCI vendor id", |text| text.parse().ok())?;
         Ok(Some((vendor, parse(&self.of("device"), &device, "a PCI device id", |text| text.parse().ok())?)))

@@ -93,6 +93,10 @@ fn function(tree: SysfsTree, address: &str, id: &str) -> SysfsTree {
     tree.file(&format!("{device}/vendor"), "0x15b3\n")
         .file(&format!("{device}/device"), &format!("{id}\n"))
         .file(&format!("{device}/class"), "0x020000\n")
+        .file(
+            &format!("{device}/uevent"),
+            &format!("DRIVER=mlx5_core\nPCI_CLASS=20000\nPCI_ID=15B3:{}\nPCI_SLOT_NAME={address}\n", id[2..].to_uppercase()),
+        )
         .file(&format!("{device}/numa_node"), "0\n")
         .link(&format!("{device}/driver"), "../../../../bus/pci/drivers/mlx5_core")
 }
