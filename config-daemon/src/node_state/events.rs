@@ -39,34 +39,46 @@ pub(crate) struct Events {
     wake: mpsc::Receiver<Wake>,
     ended: bool,
     noted: Noted,
+    /// For who listens to something else.
+    waker: mpsc::Sender<Wake>,
 }
 
-/// What the kernel named since somebody took it.
+/// What was told since somebody took it.
 #[derive(Clone, Debug, Default)]
-struct Noted(Arc<Mutex<Changes>>);
+struct Noted(Arc<Mutex<Note>>);
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Note {
+    /// What the kernel named.
+    changes: Changes,
+    /// Somebody was woken for the machine, and not for what others keep about it alone.
+    of_machine: bool,
+}
 
 impl Noted {
-    fn note(&self, add: impl FnOnce(&mut Changes)) {
-        add(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    fn note<T>(&self, add: impl FnOnce(&mut Note) -> T) -> T {
+        add(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Answers whether the event is a reason to look.
     fn device(&self, event: &Uevent) -> bool {
-        let matters = device_matters(event);
-        if matters {
-            self.note(|changes| changes.add_device(event));
-        }
-        matters
+        let matters = self.note(|note| note.changes.add_device(event));
+        self.machine(matters)
     }
 
     fn link(&self, link: &Link) -> bool {
-        self.note(|changes| changes.add_link(link.netdev.ifindex));
-        link_matters(link)
+        self.note(|note| note.changes.add_link(link.netdev.ifindex));
+        self.machine(link_matters(link))
     }
 
     fn lost(&self) -> bool {
-        self.note(Changes::add_everything);
-        true
+        self.note(|note| note.changes.add_everything());
+        self.machine(true)
+    }
+
+    fn machine(&self, matters: bool) -> bool {
+        self.note(|note| note.of_machine |= matters);
+        matters
     }
 }
 
@@ -83,9 +95,9 @@ impl Events {
         let (devices, links, pods) = (UeventSocket::open()?, LinkMonitor::open()?, watch(folders)?);
         let (wake_for_device, wake) = mpsc::channel(1);
         let (wake_for_link, wake_for_pod) = (wake_for_device.clone(), wake_for_device.clone());
-        spawn("pods", wake_for_pod, move || pods.changed())?;
-        let noted = Noted::default();
-        let (by_device, by_link) = (noted.clone(), noted.clone());
+        let (noted, waker) = (Noted::default(), wake_for_device.clone());
+        let (by_device, by_link, by_pod) = (noted.clone(), noted.clone(), noted.clone());
+        spawn("pods", wake_for_pod, move || pods.changed().map(|matters| by_pod.machine(matters)))?;
         spawn("devices", wake_for_device, move || match devices.next(Instant::now() + LOOK_UP) {
             Ok(event) => Ok(event.as_ref().is_some_and(|event| by_device.device(event))),
             Err(UeventError::Overrun) => Ok(by_device.lost()),
@@ -96,14 +108,23 @@ impl Events {
             Err(LinkMonitorError::Overrun) => Ok(by_link.lost()),
             Err(error) => Err(error.to_string()),
         })?;
-        Ok(Self { wake, ended: false, noted })
+        Ok(Self { wake, ended: false, noted, waker })
     }
 
     /// What the kernel named since this was called last. A look after it sees all of that.
     pub(crate) fn take(&self) -> Changes {
-        let mut taken = Changes::default();
-        self.noted.note(|changes| taken = std::mem::take(changes));
-        taken
+        self.noted.note(std::mem::take).changes
+    }
+
+    /// Whether somebody was woken for the machine since then.
+    pub(crate) fn of_machine(&self) -> bool {
+        self.noted.note(|note| note.of_machine)
+    }
+
+    /// Wakes for what is not the machine itself, from elsewhere.
+    pub(crate) fn waker(&self) -> impl Fn() + use<> {
+        let waker = self.waker.clone();
+        move || _ = waker.try_send(Wake::Changed)
     }
 
     /// Waits for a change; `None` when no more will be told.
@@ -218,12 +239,6 @@ impl PodWatch {
     }
 }
 
-/// Pods' veth pairs and bridges come and go all the time and are no business of ours.
-fn device_matters(event: &Uevent) -> bool {
-    matches!(event.subsystem.as_str(), "pci" | "net" | "infiniband" | "vdpa" | "drivers" | "module")
-        && !event.devpath.starts_with("/devices/virtual/")
-}
-
 fn link_matters(link: &Link) -> bool {
     link.parent.is_some()
 }
@@ -252,9 +267,10 @@ mod tests {
         expected.add_function("0000:01:00.0".parse().unwrap());
         expected.add_link(3);
         expected.add_link(7);
-        assert_eq!(*noted.0.lock().unwrap(), expected);
+        assert_eq!(noted.note(std::mem::take), Note { changes: expected, of_machine: true });
+        assert!(!noted.link(&link(7, None)) && !noted.note(|note| note.of_machine), "nobody was woken");
         assert!(noted.lost());
-        assert!(noted.0.lock().unwrap().is_everything());
+        assert!(noted.note(|note| note.of_machine && note.changes.is_everything()));
     }
 
     #[test]

@@ -12,12 +12,16 @@ use crate::uevent::Uevent;
 /// More links than this are read faster all at once.
 const LINKS_WORTH_NAMING: usize = 256;
 
+/// The core of RDMA devices, as a module.
+const IB_CORE: &str = "/module/ib_core";
+
 /// What changed since the last look.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
     everything: bool,
     functions: BTreeSet<PciAddress>,
     links: BTreeSet<u32>,
+    rdma_mode: bool,
 }
 
 impl Changes {
@@ -38,12 +42,21 @@ impl Changes {
     }
 
     /// A device event: it concerns the innermost PCI function on its path (`/devices/pci0000:00/0000:00:02.0/0000:01:00.0/net/eth0`); without one
-    /// (a driver, a module) everything.
-    pub fn add_device(&mut self, event: &Uevent) {
+    /// (a driver, a module) everything. Answers whether it is about anything that a look reads; if not, nothing is added.
+    pub fn add_device(&mut self, event: &Uevent) -> bool {
+        if !matters(event) {
+            return false;
+        }
+        if event.devpath == IB_CORE {
+            // The kernel loads it when it is first asked about RDMA devices, which a look does; the devices have events of their own.
+            self.rdma_mode = true;
+            return true;
+        }
         match event.devpath.rsplit('/').find_map(|part| part.parse().ok()) {
             Some(function) => self.add_function(function),
             None => self.add_everything(),
         }
+        true
     }
 
     /// A PCI function changed, came or went.
@@ -70,6 +83,12 @@ impl Changes {
         }
         more.functions.iter().for_each(|function| self.add_function(*function));
         more.links.iter().for_each(|link| self.add_link(*link));
+        self.rdma_mode |= more.rdma_mode;
+    }
+
+    /// Whether the namespace mode of RDMA devices may have become known.
+    pub(super) fn rdma_mode(&self) -> bool {
+        self.rdma_mode
     }
 
     /// The functions that are named.
@@ -83,14 +102,35 @@ impl Changes {
     }
 }
 
+/// Pods' veth pairs and bridges come and go all the time and are no business of ours.
+fn matters(event: &Uevent) -> bool {
+    matches!(event.subsystem.as_str(), "pci" | "net" | "infiniband" | "vdpa" | "drivers" | "module")
+        && !event.devpath.starts_with("/devices/virtual/")
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
 
+    fn of(subsystem: &str, devpath: &str) -> Uevent {
+        Uevent { action: "change".to_owned(), devpath: devpath.to_owned(), subsystem: subsystem.to_owned(), fields: BTreeMap::new() }
+    }
+
     fn event(devpath: &str) -> Uevent {
-        Uevent { action: "change".to_owned(), devpath: devpath.to_owned(), subsystem: "pci".to_owned(), fields: BTreeMap::new() }
+        of("pci", devpath)
+    }
+
+    #[test]
+    fn what_no_look_reads_adds_nothing() {
+        let mut changes = Changes::default();
+        for (subsystem, path) in [("net", "/devices/virtual/net/veth1"), ("block", "/devices/pci0000:00/0000:02:00.0/x")] {
+            assert!(!changes.add_device(&of(subsystem, path)), "{path}");
+        }
+        assert_eq!(changes, Changes::default());
+        assert!(changes.add_device(&of("module", IB_CORE)) && !changes.is_everything());
+        assert!(changes.add_device(&of("module", "/module/vfio_pci")) && changes.is_everything());
     }
 
     #[test]

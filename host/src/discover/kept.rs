@@ -101,6 +101,10 @@ impl Kept {
         }
         let pfs = self.pfs_of(host, &named)?;
         self.facts.network = answers.network(host)?;
+        if changes.rdma_mode() {
+            self.facts.rdma_mode = answers.rdma_mode();
+            self.inventory.kernel.rdma_mode = self.facts.rdma_mode;
+        }
         let mut faults = Vec::new();
         for pf in &pfs {
             self.forget(*pf);
@@ -110,7 +114,7 @@ impl Kept {
         }
         self.inventory.pfs.retain(|pf| !pfs.contains(&pf.address));
         let elsewhere = self.inventory.pfs.iter().flat_map(vdpa_names).collect();
-        let mut reader = Reader::new(host, &self.facts, vdpa::by_function_but(host, &elsewhere)?);
+        let reader = Reader::new(host, &self.facts, vdpa::by_function_but(host, &elsewhere)?);
         for pf in &mut self.inventory.pfs {
             reader.read_uses_again(pf);
         }

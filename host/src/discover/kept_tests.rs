@@ -14,6 +14,7 @@ use crate::mac::MacAddr;
 use crate::netlink::{InterfaceAddress, NetlinkError, Stack};
 use crate::sysfs::OPERATIONS;
 use crate::testing::{SysfsTree, link};
+use crate::uevent::Uevent;
 use crate::vf::{VfAttributes, VfIndex, VfVlan};
 
 /// A VF of the model.
@@ -411,4 +412,11 @@ fn facts_of_the_machine_stay_as_they_were_read() {
     kept.look_with(&host.host(), &facts, &Changes::default()).unwrap();
     let again = kept.look_with(&host.host(), &facts, &Changes::default()).unwrap().survey.inventory;
     assert_eq!((again.kernel.rdma_mode, again.iommu.command_line.as_str()), (Some(RdmaMode::Exclusive), "quiet"));
+    // The RDMA core was loaded: its event names no device, and is no reason to read any.
+    let mut loaded = Changes::default();
+    let event = Uevent { action: "add".into(), devpath: "/module/ib_core".into(), subsystem: "module".into(), fields: BTreeMap::new() };
+    assert!(loaded.add_device(&event));
+    let later = NetFacts { rdma_mode: Some(RdmaMode::Shared), ..facts.clone() };
+    let look = kept.look_with(&host.host(), &later, &loaded).unwrap();
+    assert_eq!((look.read, look.survey.inventory.kernel.rdma_mode), (named(&[]), Some(RdmaMode::Shared)));
 }

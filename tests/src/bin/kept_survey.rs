@@ -55,13 +55,8 @@ fn announced(devices: &UeventSocket, links: &LinkMonitor) -> Result<Changes> {
         let mut quiet = true;
         while let Some(event) = devices.next(Instant::now() + QUIET)? {
             quiet = false;
-            if matches!(event.subsystem.as_str(), "pci" | "net" | "infiniband" | "vdpa" | "drivers" | "module")
-                && !event.devpath.starts_with("/devices/virtual/")
-            {
-                changes.add_device(&event);
-                if changes.is_everything() {
-                    eprintln!("{} {} means everything", event.action, event.devpath);
-                }
+            if changes.add_device(&event) && changes.is_everything() {
+                eprintln!("{} {} means everything", event.action, event.devpath);
             }
         }
         while let Some(link) = links.next(Instant::now())? {
