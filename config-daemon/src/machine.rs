@@ -50,13 +50,15 @@ pub enum StepError {
         /// The kernel's number of the answer, where there was one.
         errno: Option<i32>,
     },
-    /// The machine has no memory space or bus numbers for the VFs.
+    /// A PF did not get its VFs, and it is known why.
     #[error("{said}: {cure}")]
-    NoSpace {
+    NoVfs {
         /// What the kernel said.
         said: String,
         /// What to do.
         cure: &'static str,
+        /// The kernel's number of the answer, where there was one.
+        errno: Option<i32>,
     },
     /// Somebody took the VF between looking and acting.
     #[error("VF {vf} was taken into use by {user} in the meantime")]
@@ -102,7 +104,9 @@ impl StepError {
         match self {
             Self::Refused { errno: Some(errno), .. } if FINAL.iter().any(|known| known.raw_os_error() == *errno) => Cure::Change,
             Self::Refused { .. } => Cure::Time,
-            Self::NoSpace { .. } => Cure::Change,
+            // What the machine or the driver has no room for it has not a second later either.
+            Self::NoVfs { errno: Some(errno), .. } if [Errno::AGAIN, Errno::BUSY].iter().any(|known| known.raw_os_error() == *errno) => Cure::Time,
+            Self::NoVfs { .. } => Cure::Change,
             Self::VfTaken { .. } => Cure::Leave,
         }
     }
@@ -123,6 +127,6 @@ mod tests {
         }
         assert_eq!(StepError::refused("too late").cure(), Cure::Time);
         assert_eq!(StepError::VfTaken { vf: String::new(), user: String::new() }.cure(), Cure::Leave);
-        assert_eq!(StepError::NoSpace { said: String::new(), cure: "" }.cure(), Cure::Change);
+        assert_eq!(StepError::NoVfs { said: String::new(), cure: "", errno: Some(Errno::NOMEM.raw_os_error()) }.cure(), Cure::Change);
     }
 }

@@ -29,6 +29,16 @@ pub enum SriovError {
         /// The kernel's answer.
         cause: SysfsError,
     },
+    /// The driver took the number and made another one of it.
+    #[error("PF {pf} took {given} VFs and has {got}")]
+    Fewer {
+        /// The PF.
+        pf: PciAddress,
+        /// The number asked for.
+        given: u16,
+        /// `sriov_numvfs` after, as sysfs says it.
+        got: String,
+    },
     /// The driver switch of new VFs could not be set.
     #[error("cannot set whether new VFs of PF {pf} are bound to a driver: {cause}")]
     SetAutoprobe {
@@ -62,12 +72,13 @@ impl SriovError {
     pub fn errno(&self) -> Option<i32> {
         match self {
             Self::SetNumvfs { cause, .. } | Self::SetAutoprobe { cause, .. } | Self::Read(cause) => cause.errno(),
-            Self::AwaitVfs { .. } | Self::Wait(_) => None,
+            Self::Fewer { .. } | Self::AwaitVfs { .. } | Self::Wait(_) => None,
         }
     }
 }
 
-/// Writes `sriov_numvfs`. Returns when the driver has made or removed the VFs (2 to 3 s on igb); their netdevs come later.
+/// Writes `sriov_numvfs`. Returns when the driver has made or removed the VFs (2 to 3 s on igb); their netdevs come later. A driver may make fewer than it
+/// is told, which the kernel counts as a success (drivers/pci/iov.c `sriov_numvfs_store`) and this as an error.
 pub fn set_numvfs(host: &Host, pf: PciAddress, given: u16) -> Result<(), SriovError> {
     let device = pci_device(pf);
     let sysfs = host.sysfs();
@@ -78,7 +89,9 @@ pub fn set_numvfs(host: &Host, pf: PciAddress, given: u16) -> Result<(), SriovEr
     sysfs.write(format!("{device}/sriov_numvfs"), &given.to_string()).map_err(|cause| {
         let allowed = sysfs.read(format!("{device}/sriov_totalvfs")).unwrap_or_else(|_| "unknown".to_owned());
         SriovError::SetNumvfs { pf, given, had, allowed, cause }
-    })
+    })?;
+    let got = sysfs.read(format!("{device}/sriov_numvfs"))?;
+    if got == given.to_string() { Ok(()) } else { Err(SriovError::Fewer { pf, given, got }) }
 }
 
 /// Writes `sriov_drivers_autoprobe`: whether the kernel binds VFs to drivers that are not named by `driver_override`. It acts on VFs made or

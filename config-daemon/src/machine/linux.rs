@@ -8,6 +8,7 @@
 mod answer;
 mod clouds;
 mod look;
+mod no_vfs;
 mod vdpa_devices;
 
 use std::collections::BTreeMap;
@@ -15,7 +16,6 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
 use sriov_host::discover::Changes;
 use sriov_host::guid::Guid;
 use sriov_host::inventory::Netdev;
@@ -25,7 +25,6 @@ use sriov_host::netlink::rdma::Rdma;
 use sriov_host::netlink::route::uplink;
 use sriov_host::netlink::{LinkChange, Route};
 use sriov_host::pci::PciAddress;
-use sriov_host::sriov::SriovError;
 use sriov_host::uevent::UeventSocket;
 use sriov_host::vf::{VfIndex, VfSetting};
 use sriov_host::{Host, discover, driver, kernel, module, sriov};
@@ -34,11 +33,13 @@ use super::ovs::Ovs;
 use super::{Machine, ObserveError, StepError};
 use crate::kubelet::{self, Kubelet};
 use crate::observed::Observed;
+use crate::ovsdb::Ovsdb;
 use crate::plan::step::{Driver, Step, VFIO_PCI};
 use crate::store::{Store, VfLock};
 use answer::refused;
 use clouds::Told;
 use look::KeptLook;
+use no_vfs::no_vfs;
 
 /// Longest wait for VFs after `sriov_numvfs` was written: drivers with many VFs need a while.
 const VFS_DEADLINE: Duration = Duration::from_mins(2);
@@ -76,6 +77,17 @@ impl Linux {
     #[must_use]
     pub fn with_bridges(self, ovs: Ovs) -> Self {
         Self { ovs: Some(ovs), ..self }
+    }
+
+    /// The same machine, whose bridges are left as they are.
+    #[must_use]
+    pub fn without_bridges(&self) -> Self {
+        Self { ovs: None, ..self.clone() }
+    }
+
+    /// The database of bridges, where they are managed.
+    pub fn ovsdb(&self) -> Option<&Ovsdb> {
+        self.ovs.as_ref().map(Ovs::ovsdb)
     }
 
     fn ovs(&self) -> Result<&Ovs, StepError> {
@@ -163,7 +175,10 @@ impl Linux {
 
     fn set_numvfs(&self, pf: PciAddress, to: u16) -> Result<(), StepError> {
         let _locks = if to == 0 { self.none_in_use(pf)? } else { Vec::new() };
-        sriov::set_numvfs(&self.host, pf, to).map_err(|error| no_vfs(&error, &kernel::command_line(&self.host).unwrap_or_default()))?;
+        sriov::set_numvfs(&self.host, pf, to).map_err(|error| {
+            let driver = driver::current(&self.host, pf).ok().flatten();
+            no_vfs(&error, driver.as_deref(), to, &kernel::command_line(&self.host).unwrap_or_default())
+        })?;
         sriov::wait_for_vfs(&self.host, pf, to, Instant::now() + VFS_DEADLINE).map_err(refused)
     }
 
@@ -258,22 +273,6 @@ fn netdev(route: &Route, address: PciAddress) -> Result<Netdev, StepError> {
     wait(find)?.ok_or_else(missing)
 }
 
-/// The kernel answers with ENOMEM where the firmware gave the bridge above a PF too little space for its VFs.
-fn no_vfs(error: &SriovError, command_line: &str) -> StepError {
-    if error.errno() != Some(Errno::NOMEM.raw_os_error()) {
-        return refused(error);
-    }
-    let asked = command_line.split_whitespace().filter_map(|word| word.strip_prefix("pci=")).any(|values| values.split(',').any(|v| v == "realloc"));
-    let cure = if asked {
-        "the PCI bridge above the PF has too little space for its VFs although the kernel was told pci=realloc: enable SR-IOV and memory above 4G in the \
-         machine's firmware, or ask for fewer VFs"
-    } else {
-        "the PCI bridge above the PF has too little space for its VFs: enable SR-IOV and memory above 4G in the machine's firmware, or put  pci=realloc  on \
-         the kernel command line and reboot"
-    };
-    StepError::NoSpace { said: error.to_string(), cure }
-}
-
 /// Those that are up, or ports of something, keep their names: somebody counts on them.
 fn name_representors(pf: PciAddress, base: &str) -> Result<(), StepError> {
     let route = Route::open().map_err(refused)?;
@@ -315,29 +314,4 @@ fn change_netdev(address: PciAddress, change: &LinkChange<'_>) -> Result<(), Ste
     let route = Route::open().map_err(refused)?;
     let netdev = netdev(&route, address)?;
     route.change_link(netdev.ifindex, change).map_err(refused)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io;
-
-    use sriov_host::sysfs::SysfsError;
-
-    use super::*;
-
-    #[test]
-    fn b2_missing_memory_space_is_never_told_without_its_cure() {
-        let error = |errno: Errno| SriovError::SetNumvfs {
-            pf: "0000:01:00.0".parse().unwrap(),
-            given: 8,
-            had: "0".to_owned(),
-            allowed: "64".to_owned(),
-            cause: SysfsError::Write { path: "/sys/x".into(), text: "8".to_owned(), cause: io::Error::from_raw_os_error(errno.raw_os_error()) },
-        };
-        let said = no_vfs(&error(Errno::NOMEM), "quiet pci=noaer").to_string();
-        assert!(said.contains("cannot give PF 0000:01:00.0 8 VFs") && said.contains("put  pci=realloc  on"), "{said}");
-        let said = no_vfs(&error(Errno::NOMEM), "quiet pci=noaer,realloc").to_string();
-        assert!(said.contains("although the kernel was told pci=realloc"), "{said}");
-        assert!(matches!(no_vfs(&error(Errno::BUSY), ""), StepError::Refused { .. }));
-    }
 }

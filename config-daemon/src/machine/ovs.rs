@@ -37,6 +37,11 @@ impl Ovs {
         Self { ovsdb: Ovsdb::new(root, socket), writing: Arc::default() }
     }
 
+    /// The database.
+    pub fn ovsdb(&self) -> &Ovsdb {
+        &self.ovsdb
+    }
+
     /// What there is. Never fails: what is not known is a fault inside, and no reason to leave anything else undone.
     pub(super) fn look(&self, store: &Store) -> Bridges {
         let kept = match store.bridges() {
