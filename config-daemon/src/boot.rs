@@ -73,8 +73,10 @@ pub struct Restored {
 pub fn restore(machine: &Linux) -> Result<Option<Restored>, BootError> {
     let Some(wish) = machine.store().kept_wish()?.map(|spec| Desired::read(&spec)).filter(|wish| wish.rendered) else { return Ok(None) };
     let nics = machine.store().kept_nics()?;
-    // Open vSwitch starts later, and keeps its bridges over a reboot; the daemon looks after them.
-    let wish = Desired { bridges: BTreeMap::new(), ..wish };
+    // Open vSwitch may not run yet, and remembers its bridges over a reboot; the daemon looks after them. Their PFs get their VFs all the same: nothing
+    // has gone through a bridge yet, and Open vSwitch takes up a netdev that a change of the eswitch mode took away for a moment.
+    let wish = Desired { bridges: BTreeMap::new(), unreadable_bridges: Vec::new(), ..wish };
+    let machine = &machine.without_bridges();
     let observed = wait_for_pfs(machine, &wish, nics.as_ref())?;
     machine.store().write_rules(&wish)?;
     let outcome = apply(machine, &plan(&wish, &observed));
@@ -145,8 +147,10 @@ mod tests {
     use sriov_host::testing::{SysfsTree, igb_pf, new_netns};
 
     use super::*;
+    use crate::machine::sim::Sim;
     use crate::plan::step::Step;
     use crate::store::Store;
+    use sriov_host::host_use::HostUse;
 
     #[test]
     fn the_unit_runs_the_program_that_is_installed_with_it() {
@@ -187,6 +191,26 @@ mod tests {
         let machine = Linux::new(root.path(), Store::new(root.path(), root.path().join("pools.json")));
         assert!(restore(&machine).unwrap().is_none());
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_port_that_open_vswitch_took_before_us_gets_its_vfs_only_where_the_bridge_is_ours() {
+        let sim = Sim::with_pfs(&["0000:01:00.0"]);
+        sim.change(|state| {
+            let pf = &mut state.inventory.pfs[0];
+            (pf.driver, pf.totalvfs) = (Some("mlx5_core".to_owned()), 8);
+            pf.facts.uses.push(HostUse::Upper { link: "ovs-system".to_owned(), kind: "openvswitch".to_owned() });
+        });
+        let spec = "interfaces: [{pciAddress: '0000:01:00.0', name: ens1f0, numVfs: 2, eSwitchMode: switchdev}]";
+        let wish = Desired::read(&serde_saphyr::from_str(spec).unwrap());
+        let mut observed = sim.observe().unwrap();
+        observed.leave_bridges(&BTreeMap::new());
+        let said = plan(&wish, &observed).to_string();
+        assert!(said.contains("PfInUse"), "somebody else's bridge: {said}");
+        let kept = r#"{"br-0000_01_00.0":{"name":"br-0000_01_00.0","uplinks":[{"pciAddress":"0000:01:00.0","name":"ens1f0"}]}}"#;
+        observed.leave_bridges(&serde_json::from_str(kept).unwrap());
+        let planned = plan(&wish, &observed);
+        assert!(planned.refusals.is_empty() && planned.steps.iter().any(|step| matches!(step, Step::SetEswitchMode { .. })), "{planned}");
     }
 
     #[test]

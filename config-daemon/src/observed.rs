@@ -8,13 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use sriov_crds::bridge::OvsBridge;
 use sriov_crds::node_state::Interface;
 use sriov_host::driver::is_userspace;
 use sriov_host::host_use::HostUse;
 use sriov_host::inventory::{EswitchMode, Inventory, Pf, RdmaMode, Vf};
 use sriov_host::pci::{DeviceId, PciAddress, VendorId};
 
-use crate::bridges::Bridges;
+use crate::bridges::{Bridges, pf_of};
 use crate::guids::Guids;
 use crate::kubelet::Held;
 
@@ -153,10 +154,19 @@ impl Observed {
     pub fn add_bridges(&mut self, bridges: Bridges) {
         for pf in &mut self.inventory.pfs {
             if pf.netdev.as_ref().is_some_and(|netdev| bridges.holds(&netdev.name)) {
-                pf.facts.uses.retain(|used| !matches!(used, HostUse::Upper { kind, .. } if kind == "openvswitch"));
+                pf.facts.uses.retain(|used| !is_port_of_a_switch(used));
             }
         }
         self.bridges = Some(bridges);
+    }
+
+    /// Bridges are not looked after now. That a PF is a port of a switch is no use of the host's own where a bridge of it was kept as ours: Open vSwitch
+    /// remembers its ports over a reboot and takes them before anybody is there who looks after bridges.
+    pub fn leave_bridges(&mut self, kept: &BTreeMap<String, OvsBridge>) {
+        let ours: BTreeSet<PciAddress> = kept.values().filter_map(pf_of).collect();
+        for pf in self.inventory.pfs.iter_mut().filter(|pf| ours.contains(&pf.address)) {
+            pf.facts.uses.retain(|used| !is_port_of_a_switch(used));
+        }
     }
 
     /// Who uses a VF, if anyone does: a pod, by the CNI's journal; the host itself, by what is on the VF's netdev; or somebody unknown, when a
@@ -171,6 +181,10 @@ impl Observed {
         let moved = vf.driver.as_deref().is_some_and(|driver| !is_userspace(driver)) && vf.netdev.is_none() && (pf.netdev.is_some() || pf.facts.lone);
         moved.then_some(User::Unknown)
     }
+}
+
+fn is_port_of_a_switch(used: &HostUse) -> bool {
+    matches!(used, HostUse::Upper { kind, .. } if kind == "openvswitch")
 }
 
 /// Who uses a VF.

@@ -24,6 +24,8 @@ pub(super) struct KeptLook {
     survey: KeptSurvey,
     /// What was read besides functions and users.
     rest: Observed,
+    /// All of it but bridges, where those are managed.
+    last: Option<Observed>,
 }
 
 impl Linux {
@@ -47,16 +49,29 @@ impl Linux {
             self.read_autoprobe(pf, &mut rest)?;
         }
         kept.rest = rest.clone();
-        *last = kept;
-        drop(last);
         let faults = found.survey.faults.into_iter().map(|(pf, fault)| (pf, fault.to_string())).collect();
         let mut observed = Observed { inventory, faults, vfs_in_use, has_namespaces: self.store.has_namespaces(), ..rest };
         observed.add_held(held);
         self.name_networks(&mut observed);
-        if let Some(ovs) = &self.ovs {
-            observed.add_bridges(ovs.look(&self.store));
+        kept.last = self.ovs.as_ref().map(|_| observed.clone());
+        *last = kept;
+        drop(last);
+        Ok(self.with_bridges_of_now(observed))
+    }
+
+    /// The last look with the bridges as they are now, which reads nothing else; at everything where there was none.
+    pub fn look_at_bridges(&self) -> Result<Observed, ObserveError> {
+        let last = self.kept.lock().unwrap_or_else(PoisonError::into_inner).last.clone();
+        last.map_or_else(|| self.look(&Changes::everything()), |observed| Ok(self.with_bridges_of_now(observed)))
+    }
+
+    fn with_bridges_of_now(&self, mut observed: Observed) -> Observed {
+        match &self.ovs {
+            Some(ovs) => observed.add_bridges(ovs.look(&self.store)),
+            // A file that is not understood names none.
+            None => observed.leave_bridges(&self.store.bridges().unwrap_or_default()),
         }
-        Ok(observed)
+        observed
     }
 
     /// Everything but functions and who uses them.
