@@ -8,15 +8,16 @@
 
 mod operations;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sriov_crds::bridge::{Bridges as Told, OvsBridge, OvsBridgeConfig, OvsInterface, OvsUplink};
+use sriov_host::inventory::Pf;
 use sriov_host::pci::PciAddress;
 
 use crate::ovsdb::notation;
-pub use operations::{correct, has_switch, look, make, remove, taken_up};
+pub use operations::{correct, followed, has_switch, look, make, remove, taken_up};
 
 /// The bridges of this machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,6 +123,16 @@ impl Bridges {
     /// Whether a netdev is in a bridge that we made.
     pub fn holds(&self, netdev: &str) -> bool {
         self.with_interface(netdev).is_some_and(|(name, _)| self.kept.contains_key(name))
+    }
+
+    /// The names by which a change in the database is known to matter: of bridges that are or should be ours, and of what is or should be in them.
+    pub fn names<'a>(&'a self, wanted: impl Iterator<Item = (PciAddress, &'a Wanted)>, pfs: &'a [Pf]) -> BTreeSet<String> {
+        let kept = self.kept.iter().map(|(name, kept)| (pf_of(kept), name));
+        let bridges: Vec<_> = kept.chain(wanted.map(|(pf, wanted)| (Some(pf), &wanted.name))).collect();
+        let uplinks = self.kept.values().flat_map(|kept| &kept.uplinks).filter_map(|uplink| uplink.name.as_ref());
+        let of_bridge = |pf: &&Pf| bridges.iter().any(|(of, _)| *of == Some(pf.address));
+        let netdevs = pfs.iter().filter(of_bridge).filter_map(|pf| pf.netdev.as_ref()).map(|netdev| &netdev.name);
+        bridges.iter().map(|(_, name)| *name).chain(uplinks).chain(netdevs).cloned().collect()
     }
 
     /// What a status says of them: of bridges that we made what we set, as it is now.

@@ -32,12 +32,14 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use crate::apply::{Outcome, apply};
+use crate::bridges::followed;
 use crate::desired::Desired;
 use crate::handshake::Move;
 use crate::machine::ObserveError;
 use crate::machine::linux::Linux;
 use crate::metrics::{Metrics, Phase as Timed};
 use crate::observed::{Observed, SupportedNics};
+use crate::ovsdb::follow::Names;
 use crate::plan::{Plan, plan};
 use crate::pools::{Pools, pools};
 use crate::reboot::Rebooter;
@@ -100,10 +102,19 @@ pub async fn run(client: Client, settings: Settings, machine: Linux, metrics: Ar
         )
     };
     let publisher = Publisher::new(client, api.clone(), &settings.node, Arc::clone(&metrics));
+    let (ovsdb, changed) = (machine.ovsdb().cloned(), events.waker());
+    let (bridge_names, names) = watch::channel(Names::new());
+    let bridges = async {
+        match ovsdb {
+            Some(ovsdb) => ovsdb.follow(&followed(), names, changed).await,
+            None => std::future::pending().await,
+        }
+    };
     let daemon = Daemon {
         machine: Arc::new(machine),
         inputs,
         events,
+        bridge_names,
         wish: None,
         nics: None,
         publisher,
@@ -117,6 +128,7 @@ pub async fn run(client: Client, settings: Settings, machine: Linux, metrics: Ar
     tokio::select! {
         ended = daemon.run() => ended,
         _ = watches => Err(RunError::EventsEnded),
+        () = bridges => Err(RunError::EventsEnded),
     }
 }
 
@@ -124,6 +136,8 @@ struct Daemon {
     machine: Arc<Linux>,
     inputs: watch::Receiver<Inputs>,
     events: Events,
+    /// What of Open vSwitch's database is followed.
+    bridge_names: watch::Sender<Names>,
     /// The last rendered wish, which holds while the object is gone.
     wish: Option<SriovNetworkNodeStateSpec>,
     /// The supported NICs that were kept, until the cluster tells them.
@@ -159,6 +173,8 @@ impl From<Retry> for RoundEnd {
 enum Why {
     /// The machine said that something changed, and what.
     Event,
+    /// Open vSwitch's database said that something of our bridges changed.
+    Bridges,
     /// The start, another wish, another try.
     Other,
 }
@@ -177,13 +193,13 @@ impl Daemon {
         // Not reached in time: the first round is made with what was kept, or says what it waits for.
         let complete = |inputs: &Inputs| inputs.node_state.is_some() && inputs.nics.is_some() && inputs.drains.is_some();
         _ = timeout(FIRST_WORDS, self.inputs.wait_for(complete)).await;
-        let mut why = Why::Other;
+        let (mut why, mut again) = (Why::Other, None);
         loop {
             self.inputs.mark_unchanged();
             self.metrics.begin();
             let end = self.round(why).await?;
             self.metrics.end();
-            let again = match end.retry {
+            let next = match end.retry {
                 None => {
                     self.backoff.reset();
                     None
@@ -194,6 +210,8 @@ impl Daemon {
                     Some(Instant::now() + wait)
                 }
             };
+            // A look at bridges alone puts off no other.
+            again = if why == Why::Bridges { [again, next].into_iter().flatten().min() } else { next };
             why = self.wait([again, end.held].into_iter().flatten().min()).await?;
         }
     }
@@ -223,7 +241,7 @@ impl Daemon {
                 event.ok_or(RunError::EventsEnded)?;
                 self.events.settle().await;
                 self.failures.machine_changed(Instant::now());
-                Ok(Why::Event)
+                Ok(if self.events.of_machine() { Why::Event } else { Why::Bridges })
             }
             () = timer => Ok(Why::Other),
         }
@@ -329,7 +347,7 @@ impl Daemon {
             Err(error) => return Ok(Err(error)),
         };
         let planned = plan(round.desired, &observed);
-        if why != Why::Event || planned.steps.is_empty() {
+        if why == Why::Other || planned.steps.is_empty() {
             return Ok(Ok((observed, planned)));
         }
         let observed = self.observe(round.nics, Why::Other).await?;
@@ -339,12 +357,19 @@ impl Daemon {
         }))
     }
 
-    /// A look at what events named, or at everything.
+    /// A look at what events named, at bridges, or at everything.
     async fn observe(&self, nics: Option<&SupportedNics>, why: Why) -> Result<Result<Observed, ObserveError>, RunError> {
         let (machine, since) = (Arc::clone(&self.machine), std::time::Instant::now());
-        let named = self.events.take();
-        let changes = if why == Why::Event { named } else { Changes::everything() };
-        let observed = spawn_blocking(move || machine.look(&changes)).await?;
+        let changes = match why {
+            // What was named without a reason to look stays for the next look at the machine.
+            Why::Bridges => None,
+            Why::Event => Some(self.events.take()),
+            Why::Other => {
+                self.events.take();
+                Some(Changes::everything())
+            }
+        };
+        let observed = spawn_blocking(move || changes.map_or_else(|| machine.look_at_bridges(), |changes| machine.look(&changes))).await?;
         self.metrics.took(Timed::Observe, since);
         Ok(observed.map(|observed| Observed { supported_nics: nics.cloned(), ..observed }))
     }

@@ -1,10 +1,11 @@
 //! I/O: Open vSwitch's database: transactions over its socket (JSON-RPC, RFC 7047 sections 4.1.3 and 4.1.11). One connection for each piece of work:
-//! the daemon rests between rounds, and a connection that is kept has to be answered.
+//! who keeps one has to answer it.
 //!
-//! What does not live here: how values are written (`notation`), what is asked (`bridges`).
+//! What does not live here: how values are written (`notation`), what is asked (`bridges`), being told of changes (`follow`).
 //!
 //! Invariant: every call ends by the deadline of its connection, whatever the server does.
 
+pub mod follow;
 pub mod notation;
 
 use std::io::{self, BufReader, Read, Write};

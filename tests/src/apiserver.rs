@@ -243,11 +243,23 @@ impl ApiServer {
 
     /// The same with more variables in its environment.
     pub fn daemon_in(&self, node: &str, kubeconfig: &Path, root: &Path, http_port: u16, more: &[(&str, &str)]) -> Result<RunningDaemon> {
+        self.daemon_told(node, kubeconfig, (root, http_port), more, &[])
+    }
+
+    /// The same with more arguments too.
+    pub fn daemon_told(
+        &self,
+        node: &str,
+        kubeconfig: &Path,
+        (root, http_port): (&Path, u16),
+        more: &[(&str, &str)],
+        arguments: &[&str],
+    ) -> Result<RunningDaemon> {
         let kubeconfig = kubeconfig.display().to_string();
         let mut variables = vec![("KUBECONFIG", kubeconfig.as_str()), ("RUST_LOG", "info,kube=warn")];
         variables.extend(more);
         let text = |path: &Path| path.display().to_string();
-        let arguments = [
+        let mut all = vec![
             "run".to_owned(),
             format!("--node-name={node}"),
             "--namespace=sriov-network-operator".to_owned(),
@@ -255,8 +267,9 @@ impl ApiServer {
             format!("--pools-file={}", text(&root.join("pools.json"))),
             format!("--http-bind-address=127.0.0.1:{http_port}"),
         ];
+        all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
         let log = self.folder.path().join(format!("{node}.log"));
-        Ok(RunningDaemon { server: Server::start(&product("sriov-config-daemon")?, &arguments, &variables, log)? })
+        Ok(RunningDaemon { server: Server::start(&product("sriov-config-daemon")?, &all, &variables, log)? })
     }
 
     /// Seconds of a processor that the API server used so far: what requests cost it, also on a machine with other work.

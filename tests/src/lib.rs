@@ -12,6 +12,7 @@ pub mod harness;
 pub mod kubelet;
 pub mod lab;
 pub mod multus;
+pub mod openvswitch;
 pub mod pages;
 pub mod pairs;
 pub mod plugin;

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use sriov_crds::{SriovNetworkNodeState, SriovOperatorConfig, keys};
 use sriov_host::testing::{FakeSysfs, SysfsTree, igb_pf};
 use sriov_tests::apiserver::{ApiServer, RunningDaemon, User, eventually};
+use sriov_tests::openvswitch::OpenVswitch;
 use sriov_tests::pod_resources::PodResources;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -76,6 +77,17 @@ impl Bench {
             "spec": { "policyRevision": format!("r{num_vfs}"), "interfaces": [interface] },
         });
         self.states.patch(node, &PatchParams::apply("operator").force(), &Patch::Apply(object)).await?;
+        Ok(())
+    }
+
+    /// The same with bridges.
+    async fn state_with(&self, num_vfs: u16, bridges: &Value) -> Result<()> {
+        let interface = json!({ "pciAddress": "0000:01:00.0", "name": "enp1s0", "numVfs": num_vfs });
+        let object = json!({
+            "apiVersion": "sriovnetwork.openshift.io/v1", "kind": "SriovNetworkNodeState", "metadata": { "name": NODE },
+            "spec": { "policyRevision": "bridges", "interfaces": [interface], "bridges": bridges },
+        });
+        self.states.patch(NODE, &PatchParams::apply("operator").force(), &Patch::Apply(object)).await?;
         Ok(())
     }
 
@@ -241,6 +253,74 @@ fn switches(pid: u32) -> Result<BTreeMap<String, u64>> {
     threads.map(|thread| count(thread?)).collect()
 }
 
+/// A bridge that was made before, whose PF the emulated card cannot be: of it the daemon only tells what it is like.
+const KEPT: &str = r#"{"br-kept":{"name":"br-kept","bridge":{"externalIDs":{"a":"1"}},"uplinks":[{"pciAddress":"0000:01:00.0","name":"enp1s0"}]}}"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_a_bridge_is_told_without_a_wait_and_a_database_at_rest_wakes_nobody() -> Result<()> {
+    let _alone = ALONE.lock().await;
+    let bench = Bench::new().await?;
+    let mut ovs = OpenVswitch::new(bench.machine.path(), "srv/switch")?;
+    ovs.init()?;
+    ovs.add_bridge("br-kept")?;
+    let kept = bench.machine.path().join("etc/sriov-operator/managed-ovs-bridges.json");
+    std::fs::create_dir_all(kept.parent().context("no folder")?)?;
+    std::fs::write(&kept, KEPT)?;
+    bench
+        .state_with(
+            2,
+            &json!({ "ovs": [{ "name": "br-kept", "bridge": { "externalIDs": { "a": "1" } }, "uplinks": [{ "pciAddress": "0000:01:00.0" }] }] }),
+        )
+        .await?;
+    let kubeconfig = bench.server.daemon_kubeconfig(NODE).await?;
+    let socket = ovs.socket();
+    let daemon = bench.server.daemon_told(
+        NODE,
+        &kubeconfig,
+        (bench.machine.path(), bench.port),
+        &[("OVSDB_SOCKET_PATH", socket.as_str())],
+        &["--manage-software-bridges"],
+    )?;
+    daemon.explain(bridge_is_told(&bench, &mut ovs, daemon.pid()).await)
+}
+
+async fn bridge_is_told(bench: &Bench, ovs: &mut OpenVswitch, pid: u32) -> Result<()> {
+    let told = async |value: &str| {
+        eventually(SOON, "the bridge's external id is told", async || {
+            let bridges = bench.states.get(NODE).await?.status.and_then(|status| status.bridges).context("no bridges are told")?;
+            let found = bridges.ovs.first().and_then(|bridge| bridge.bridge.as_ref()?.external_ids.get("a"));
+            ensure!(found.is_some_and(|found| found == value), "external id a is {found:?}, not {value}");
+            Ok(())
+        })
+        .await
+    };
+    bench.expect_condition("Ready", "False", "InvalidSpec").await?;
+    ovs.set_external_id("br-kept", "a", "2")?;
+    let took = told("2").await?;
+    eprintln!("change of a bridge -> told in the node state: {} ms", took.as_millis());
+    // Nothing but the database is looked at for that, and nothing while it rests.
+    let rounds = async || bench.metric("sriov_config_daemon_rounds_total").await;
+    eventually(SOON, "no round for 3 s", async || {
+        let (before, before_by_thread) = (rounds().await?, switches(pid)?);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let after = rounds().await?;
+        ensure!(after == before, "rounds went from {before:?} to {after:?}");
+        let woken: u64 = switches(pid)?.iter().map(|(thread, count)| count - before_by_thread.get(thread).unwrap_or(&0)).sum();
+        ensure!(woken < 30, "{woken} wake-ups in 3 s");
+        Ok(())
+    })
+    .await?;
+    ovs.stop_database()?;
+    let message = bench.expect_condition("Ready", "False", "BridgeUnavailable").await?;
+    ensure!(message.contains("srv/switch/db.sock"), "{message}");
+    ovs.start_database()?;
+    ovs.set_external_id("br-kept", "a", "3")?;
+    told("3").await?;
+    ovs.set_external_id("br-kept", "a", "4")?;
+    told("4").await?;
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_an_api_server_the_kept_wish_holds_and_with_it_again_the_daemon_is_back_soon() -> Result<()> {
     let _alone = ALONE.lock().await;
@@ -383,6 +463,49 @@ async fn unlisted(bench: &Bench) -> Result<()> {
     let message = bench.expect_condition("Ready", "False", "UnsupportedNic").await?;
     ensure!(message.contains("my-nic: \"8086 10c9 10ca\""), "the entry is not told: {message}");
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_changed_from_outside_is_reported_ignored_or_repaired_as_the_daemon_is_told() -> Result<()> {
+    let _alone = ALONE.lock().await;
+    let bench = Bench::new().await?;
+    let kubeconfig = bench.server.daemon_kubeconfig(NODE).await?;
+    for (policy, device) in [("report", "fff0"), ("ignore", "fff1"), ("repair", "fff2")] {
+        let policies = [("SRIOV_DRIFT_POLICY", policy)];
+        let daemon = bench.server.daemon_in(NODE, &kubeconfig, bench.machine.path(), bench.port, &policies)?;
+        daemon.explain(drift(&bench, policy, device).await.context(policy))?;
+    }
+    Ok(())
+}
+
+async fn drift(bench: &Bench, policy: &str, device: &str) -> Result<()> {
+    // A daemon that starts makes the machine as it is asked to be, whatever the one before left.
+    bench.expect_condition("DriftDetected", "False", "Idle").await?;
+    bench.expect_condition("Ready", "True", "Converged").await?;
+    let record = bench.machine.path().join("etc/sriov-operator/pci/0000:01:00.0");
+    std::fs::remove_file(&record).context("no record was written")?;
+    // A folder announces nothing; another list of NICs is a reason to look at everything.
+    let nics: Api<ConfigMap> = Api::namespaced(bench.server.client(User::Admin).await?, NAMESPACE);
+    let more = json!({ "data": { policy: format!("8086 {device} fffe") } });
+    nics.patch(keys::SUPPORTED_NIC_IDS, &PatchParams::default(), &Patch::Merge(more)).await?;
+    if policy == "repair" {
+        eventually(SOON, "the record is back", async || {
+            ensure!(record.exists(), "{} is not there", record.display());
+            Ok(())
+        })
+        .await?;
+        let repaired = bench.metric("sriov_config_daemon_drifts_total").await?;
+        ensure!(repaired.values().sum::<f64>() > 0.0, "it was not counted: {repaired:?}");
+        bench.expect_condition("DriftDetected", "False", "Idle").await?;
+    } else {
+        let message = bench.expect_condition("DriftDetected", "True", "NotRepaired").await?;
+        ensure!(message.contains("0000:01:00.0") && message.contains(&format!("--drift {policy}")), "{message}");
+        ensure!(!record.exists(), "it was changed back");
+    }
+    match policy {
+        "report" => bench.expect_condition("Ready", "False", "NotRepaired").await.map(drop),
+        _ => bench.expect_condition("Ready", "True", "Converged").await.map(drop),
+    }
 }
 
 fn read(root: &Path, path: &str) -> Result<String> {

@@ -4,26 +4,30 @@
 //! What is real: the database, its schema and constraints, the daemon that makes bridges and says what is wrong. What is not: the PF and its VFs, which are
 //! values of a golden case of the plan, and hardware offload.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::fs;
+use std::process::Command;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
+use sriov_config_daemon::bridges::followed;
 use sriov_config_daemon::desired::Desired;
 use sriov_config_daemon::machine::Machine as _;
 use sriov_config_daemon::machine::linux::Linux;
 use sriov_config_daemon::machine::ovs::Ovs;
 use sriov_config_daemon::observed::Observed;
-use sriov_config_daemon::ovsdb::{DEFAULT_SOCKET, Ovsdb};
+use sriov_config_daemon::ovsdb::DEFAULT_SOCKET;
+use sriov_config_daemon::ovsdb::follow::Names;
 use sriov_config_daemon::plan::{Plan, plan};
 use sriov_config_daemon::status::{Phase, Report, status};
 use sriov_config_daemon::store::Store;
 use sriov_host::netlink::Route;
 use sriov_tests::cni::as_host;
-use sriov_tests::lab::artifacts::{Artifacts, workspace};
+use sriov_tests::lab::artifacts::{product, workspace};
+use sriov_tests::openvswitch::OpenVswitch;
 use tempfile::TempDir;
+use tokio::sync::watch;
 
 /// A PF in switchdev mode with two VFs, as it should be.
 const CASE: &str = "config-daemon/testdata/plan/switchdev_already_right";
@@ -35,77 +39,24 @@ const SOON: Duration = Duration::from_secs(20);
 struct Bench {
     root: TempDir,
     machine: Linux,
-    running: Vec<Child>,
-    artifacts: Artifacts,
-}
-
-impl Drop for Bench {
-    fn drop(&mut self) {
-        for child in self.running.iter_mut().rev() {
-            child.kill().ok();
-            child.wait().ok();
-        }
-    }
+    ovs: OpenVswitch,
 }
 
 impl Bench {
     /// With a database in which nothing is, not even a switch.
     fn new() -> Result<Self> {
-        let (root, artifacts) = (tempfile::tempdir()?, Artifacts::load()?);
-        fs::create_dir_all(root.path().join("run/openvswitch"))?;
+        Self::with_socket_in("run/openvswitch")
+    }
+
+    fn with_socket_in(folder: &'static str) -> Result<Self> {
+        let root = tempfile::tempdir()?;
         fs::create_dir_all(root.path().join("sys/bus/pci/devices"))?;
         fs::create_dir_all(root.path().join("sys/class/net"))?;
+        let ovs = OpenVswitch::new(root.path(), folder)?;
         let store = Store::new(root.path(), root.path().join("pools.json"));
-        let machine = Linux::new(root.path(), store).with_bridges(Ovs::new(root.path(), DEFAULT_SOCKET));
-        let mut bench = Self { root, machine, running: Vec::new(), artifacts };
-        let created = Command::new(bench.artifacts.program("ovsdb-tool")?)
-            .arg("create")
-            .args([bench.folder().join("conf.db"), bench.artifacts.program("vswitch.ovsschema")?.into()])
-            .status()?;
-        ensure!(created.success(), "ovsdb-tool: {created}");
-        let remote = format!("--remote=punix:{}", bench.folder().join("db.sock").display());
-        bench.start("ovsdb-server", &[bench.folder().join("conf.db").display().to_string(), remote])?;
-        until("the database answers", || bench.database().map(drop))?;
-        Ok(bench)
-    }
-
-    /// The folder that Open vSwitch has for itself.
-    fn folder(&self) -> PathBuf {
-        self.root.path().join("run/openvswitch")
-    }
-
-    fn start(&mut self, program: &str, arguments: &[String]) -> Result<()> {
-        let log = File::create(self.root.path().join(format!("{program}.log")))?;
-        // The kernel ends it when this thread ends, however the test does.
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--", &self.artifacts.program(program)?]).args(arguments).args(["-vsyslog:off", "-vconsole:warn"]);
-        command.arg(format!("--unixctl={}", self.folder().join(format!("{program}.ctl")).display())).env("OVS_RUNDIR", self.folder());
-        self.running.push(command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().context(program.to_owned())?);
-        Ok(())
-    }
-
-    /// What `ovs-ctl` does at boot, and the daemon.
-    fn start_switch(&mut self) -> Result<()> {
-        self.transact(vec![json!({ "op": "insert", "table": "Open_vSwitch", "row": {} })])?;
-        let remote = format!("unix:{}", self.folder().join("db.sock").display());
-        self.start("ovs-vswitchd", &[remote, "--disable-system".to_owned()])
-    }
-
-    fn database(&self) -> Result<Vec<Value>> {
-        self.transact(vec![json!({ "op": "select", "table": "Bridge", "where": [] })])
-    }
-
-    /// As an administrator.
-    fn transact(&self, operations: Vec<Value>) -> Result<Vec<Value>> {
-        Ok(Ovsdb::new(self.root.path(), DEFAULT_SOCKET).open(SOON)?.transact(operations)?)
-    }
-
-    /// A column of the bridge, or of its uplink.
-    fn column(&self, table: &str, name: &str, column: &str) -> Result<Value> {
-        let answers = self.transact(vec![json!({ "op": "select", "table": table, "where": [["name", "==", name]], "columns": [column] })])?;
-        let rows = answers[0]["rows"].as_array().context("no rows")?;
-        ensure!(rows.len() == 1, "{} rows of {name} in {table}", rows.len());
-        Ok(rows[0][column].clone())
+        let socket = if folder == "run/openvswitch" { DEFAULT_SOCKET.to_owned() } else { ovs.socket() };
+        let machine = Linux::new(root.path(), store).with_bridges(Ovs::new(root.path(), &socket));
+        Ok(Self { root, machine, ovs })
     }
 
     /// The PF of the golden case with the bridges of this machine; `user` has its second VF.
@@ -171,11 +122,6 @@ fn link(name: &str) -> Result<Option<u32>> {
     Ok(Route::open()?.link_by_name(name)?.map(|link| link.netdev.mtu))
 }
 
-fn logs(bench: &Bench) -> String {
-    let read = |name: &str| fs::read_to_string(Path::new(bench.root.path()).join(name)).unwrap_or_default();
-    read("ovsdb-server.log") + &read("ovs-vswitchd.log")
-}
-
 #[test]
 fn bridges_are_made_corrected_and_removed_and_nobody_elses() -> Result<()> {
     as_host(|| {
@@ -185,13 +131,10 @@ fn bridges_are_made_corrected_and_removed_and_nobody_elses() -> Result<()> {
         let step = bench.plan(&first)?.steps.remove(0);
         let said = bench.machine.perform(&step).expect_err("a database without a switch").to_string();
         ensure!(said.contains("has no switch"), "{said}");
-        bench.start_switch()?;
+        bench.ovs.start_switch()?;
         // Somebody's own bridge.
-        bench.transact(vec![
-            json!({ "op": "insert", "table": "Bridge", "uuid-name": "b", "row": { "name": "br-ex", "datapath_type": "netdev" } }),
-            json!({ "op": "mutate", "table": "Open_vSwitch", "where": [], "mutations": [["bridges", "insert", ["set", [["named-uuid", "b"]]]]] }),
-        ])?;
-        let done = bench.settle(&first).with_context(|| logs(&bench))?;
+        bench.ovs.add_bridge("br-ex")?;
+        let done = bench.settle(&first).with_context(|| bench.ovs.logs())?;
         ensure!(done == [format!("0000:01:00.0: make Open vSwitch bridge {BRIDGE} with uplink {UPLINK}")], "{done:?}");
         ensure!(link(BRIDGE)?.is_some() && link(UPLINK)? == Some(1400), "{:?} {:?}", link(BRIDGE)?, link(UPLINK)?);
         ensure!(bench.kept()?[BRIDGE]["uplinks"][0]["name"] == UPLINK, "{}", bench.kept()?);
@@ -199,17 +142,14 @@ fn bridges_are_made_corrected_and_removed_and_nobody_elses() -> Result<()> {
         another_kind_waits_for_pods(&bench)?;
         ensure!(bench.settle(&wish("", "")?)? == [format!("0000:01:00.0: remove Open vSwitch bridge {BRIDGE}")]);
         ensure!(link(BRIDGE)?.is_none() && bench.kept()? == json!({}), "{}", bench.kept()?);
-        ensure!(bench.column("Bridge", "br-ex", "name")? == "br-ex", "the stranger's bridge");
+        ensure!(bench.ovs.column("Bridge", "br-ex", "name")? == "br-ex", "the stranger's bridge");
         Ok(())
     })
 }
 
 fn settings_change_under_traffic(bench: &Bench) -> Result<()> {
-    let row = bench.column("Bridge", BRIDGE, "_uuid")?;
-    let set = |key: &str, value: &str| {
-        let mutations = json!([["external_ids", "delete", ["set", [key]]], ["external_ids", "insert", ["map", [[key, value]]]]]);
-        bench.transact(vec![json!({ "op": "mutate", "table": "Bridge", "where": [["name", "==", BRIDGE]], "mutations": mutations })])
-    };
+    let row = bench.ovs.column("Bridge", BRIDGE, "_uuid")?;
+    let set = |key: &str, value: &str| bench.ovs.set_external_id(BRIDGE, key, value);
     let first = wish("{datapathType: netdev, externalIDs: {a: '1'}}", "{mtuRequest: 1400}")?;
     set("admin", "mine")?;
     ensure!(bench.plan(&first)?.is_empty(), "the administrator's keys are none of ours");
@@ -223,17 +163,17 @@ fn settings_change_under_traffic(bench: &Bench) -> Result<()> {
     ensure!(bench.settle(&first)?.len() == 1, "what was changed is changed back");
     // A key leaves the policy, another comes.
     bench.settle(&wish("{datapathType: netdev, externalIDs: {b: '2'}}", "{mtuRequest: 1450}")?)?;
-    ensure!(bench.column("Bridge", BRIDGE, "external_ids")? == json!(["map", [["admin", "mine"], ["b", "2"]]]));
+    ensure!(bench.ovs.column("Bridge", BRIDGE, "external_ids")? == json!(["map", [["admin", "mine"], ["b", "2"]]]));
     ensure!(link(UPLINK)? == Some(1450), "{:?}", link(UPLINK)?);
-    ensure!(bench.column("Bridge", BRIDGE, "_uuid")? == row, "it is the same bridge");
+    ensure!(bench.ovs.column("Bridge", BRIDGE, "_uuid")? == row, "it is the same bridge");
     // An administrator takes the uplink out.
-    let ports = bench.column("Bridge", BRIDGE, "ports")?;
-    let port = bench.column("Port", UPLINK, "_uuid")?;
+    let ports = bench.ovs.column("Bridge", BRIDGE, "ports")?;
+    let port = bench.ovs.column("Port", UPLINK, "_uuid")?;
     let mutations = json!([["ports", "delete", ["set", [port]]]]);
-    bench.transact(vec![json!({ "op": "mutate", "table": "Bridge", "where": [["name", "==", BRIDGE]], "mutations": mutations })])?;
+    bench.ovs.transact(vec![json!({ "op": "mutate", "table": "Bridge", "where": [["name", "==", BRIDGE]], "mutations": mutations })])?;
     bench.settle(&wish("{datapathType: netdev, externalIDs: {b: '2'}}", "{mtuRequest: 1450}")?)?;
-    ensure!(bench.column("Bridge", BRIDGE, "ports")? != ports, "a new port");
-    ensure!(bench.column("Bridge", BRIDGE, "_uuid")? == row, "of the same bridge");
+    ensure!(bench.ovs.column("Bridge", BRIDGE, "ports")? != ports, "a new port");
+    ensure!(bench.ovs.column("Bridge", BRIDGE, "_uuid")? == row, "of the same bridge");
     Ok(())
 }
 
@@ -241,9 +181,9 @@ fn another_kind_waits_for_pods(bench: &Bench) -> Result<()> {
     let secure = wish("{datapathType: netdev, failMode: secure}", "{}")?;
     let waits = plan(&secure, &bench.observe(Some("pod red/web"))?);
     ensure!(waits.steps.is_empty() && waits.disruption.as_str() == "EvictPods", "{waits}");
-    let row = bench.column("Bridge", BRIDGE, "_uuid")?;
+    let row = bench.ovs.column("Bridge", BRIDGE, "_uuid")?;
     ensure!(bench.settle(&secure)?.len() == 2, "removed and made");
-    ensure!(bench.column("Bridge", BRIDGE, "_uuid")? != row && bench.column("Bridge", BRIDGE, "fail_mode")? == "secure");
+    ensure!(bench.ovs.column("Bridge", BRIDGE, "_uuid")? != row && bench.ovs.column("Bridge", BRIDGE, "fail_mode")? == "secure");
     Ok(())
 }
 
@@ -251,7 +191,7 @@ fn another_kind_waits_for_pods(bench: &Bench) -> Result<()> {
 fn what_open_vswitch_says_is_told_and_cured_by_time() -> Result<()> {
     as_host(|| {
         let mut bench = Bench::new()?;
-        bench.start_switch()?;
+        bench.ovs.start_switch()?;
         let wish = wish("{datapathType: netdev}", "{}")?;
         let step = bench.plan(&wish)?.steps.remove(0);
         let said = bench.machine.perform(&step).expect_err("there is no such netdev").to_string();
@@ -272,7 +212,7 @@ fn what_open_vswitch_says_is_told_and_cured_by_time() -> Result<()> {
 fn a_switch_that_does_not_run_is_no_success() -> Result<()> {
     as_host(|| {
         let bench = Bench::new()?;
-        bench.transact(vec![json!({ "op": "insert", "table": "Open_vSwitch", "row": {} })])?;
+        bench.ovs.init()?;
         let wish = wish("{}", "{}")?;
         let step = bench.plan(&wish)?.steps.remove(0);
         let start = Instant::now();
@@ -281,6 +221,101 @@ fn a_switch_that_does_not_run_is_no_success() -> Result<()> {
         ensure!(start.elapsed() < SOON, "{:?}", start.elapsed());
         let told = bench.plan(&wish)?.to_string();
         ensure!(told.contains("ovs-vswitchd has not made it: is it running?"), "{told}");
+        Ok(())
+    })
+}
+
+/// Changes of what has these names, as the daemon follows them.
+fn follow(bench: &Bench, names: Names) -> Result<(watch::Sender<Names>, Receiver<()>)> {
+    let (give, take) = watch::channel(names);
+    let (told, changes) = channel();
+    let ovsdb = bench.machine.ovsdb().context("bridges are not managed")?.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::spawn(move || runtime.block_on(ovsdb.follow(&followed(), take, || _ = told.send(()))));
+    Ok((give, changes))
+}
+
+/// Waits for a change, and until no more are told.
+fn told(changes: &Receiver<()>, what: &str) -> Result<()> {
+    changes.recv_timeout(SOON).with_context(|| format!("{what} is not told within {SOON:?}"))?;
+    while changes.recv_timeout(Duration::from_millis(300)).is_ok() {}
+    Ok(())
+}
+
+#[test]
+fn what_somebody_does_to_a_bridge_is_told_at_once_and_undone() -> Result<()> {
+    as_host(|| {
+        add_uplink()?;
+        let mut bench = Bench::new()?;
+        bench.ovs.start_switch()?;
+        bench.ovs.add_bridge("br-ex")?;
+        let wish = wish("{datapathType: netdev, externalIDs: {a: '1'}}", "{}")?;
+        bench.settle(&wish)?;
+        let observed = bench.observe(None)?;
+        let wanted = wish.bridges.iter().filter_map(|(pf, wanted)| Some((*pf, wanted.as_ref().ok()?)));
+        let names = observed.bridges.as_ref().context("bridges are not looked at")?.names(wanted, &observed.inventory.pfs);
+        ensure!(names == [BRIDGE.to_owned(), UPLINK.to_owned()].into(), "{names:?}");
+        let (_names, changes) = follow(&bench, names)?;
+        told(&changes, "the first connection")?;
+
+        bench.ovs.set_external_id(BRIDGE, "a", "2")?;
+        told(&changes, "another external id")?;
+        ensure!(bench.settle(&wish)? == [format!("0000:01:00.0: correct the settings of Open vSwitch bridge {BRIDGE} with uplink {UPLINK}")]);
+        told(&changes, "our own correction")?;
+        bench.ovs.delete_bridge(BRIDGE)?;
+        told(&changes, "the end of the bridge")?;
+        ensure!(bench.machine.look_at_bridges()?.bridges.is_some_and(|bridges| !bridges.found.contains_key(BRIDGE)), "a look at bridges sees it");
+        ensure!(bench.settle(&wish)? == [format!("0000:01:00.0: make Open vSwitch bridge {BRIDGE} with uplink {UPLINK}")]);
+        told(&changes, "our own bridge")?;
+        ensure!(bench.ovs.column("Bridge", BRIDGE, "external_ids")? == json!(["map", [["a", "1"]]]));
+
+        bench.ovs.stop_database()?;
+        let said = bench.plan(&wish)?.to_string();
+        ensure!(said.contains("BridgeUnavailable"), "{said}");
+        bench.ovs.start_database()?;
+        told(&changes, "a database that was started anew")?;
+        bench.ovs.delete_bridge(BRIDGE)?;
+        told(&changes, "the end of the bridge in it")?;
+        ensure!(bench.settle(&wish).with_context(|| bench.ovs.logs())?.len() == 1, "it is made again");
+        told(&changes, "our own bridge")?;
+        bench.ovs.set_external_id("br-ex", "of", "somebody")?;
+        ensure!(changes.recv_timeout(Duration::from_secs(1)).is_err(), "somebody else's bridge wakes nobody");
+        Ok(())
+    })
+}
+
+/// The program as it is shipped, in this namespace.
+fn program(bench: &Bench, arguments: &[&str], socket: Option<&str>) -> Result<(bool, String)> {
+    let mut command = Command::new(product("sriov-config-daemon")?);
+    command.arg(arguments[0]).arg("--root").arg(bench.root.path()).args(&arguments[1..]).env_clear();
+    let output = command.envs(socket.map(|socket| ("OVSDB_SOCKET_PATH", socket))).output()?;
+    Ok((output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)))
+}
+
+#[test]
+fn the_program_touches_bridges_only_when_told_to_and_finds_the_database_that_it_is_told() -> Result<()> {
+    const MANAGE: &str = "--manage-software-bridges";
+    as_host(|| {
+        add_uplink()?;
+        let mut bench = Bench::with_socket_in("srv/switch")?;
+        bench.ovs.start_switch()?;
+        let wish = wish("{datapathType: netdev}", "{}")?;
+        let socket = bench.ovs.socket();
+        bench.settle(&wish).with_context(|| bench.ovs.logs())?;
+        let is_there = || Ok::<_, anyhow::Error>(bench.ovs.column("Bridge", BRIDGE, "name").is_ok() && bench.kept()?.get(BRIDGE).is_some());
+        let said = program(&bench, &["reset", "--ovs-socket-path", &socket], None)?;
+        ensure!(said.0 && is_there()?, "with the gate off bridges stay as they are: {said:?}");
+        let (done, said) = program(&bench, &["reset", MANAGE], None)?;
+        ensure!(!done && said.contains("BridgeUnavailable") && said.contains("var/run/openvswitch/db.sock") && is_there()?, "{said}");
+        // At boot nobody knows of Open vSwitch whether it runs yet: even a bridge that no policy asks for any more is the daemon's business.
+        bench.machine.store().keep_wish(&serde_json::from_value(json!({ "policyRevision": "r1", "interfaces": [] }))?)?;
+        let (done, said) = program(&bench, &["apply", "--systemd", MANAGE], Some(&socket))?;
+        ensure!(done && is_there()?, "{said}");
+        let (done, said) = program(&bench, &["reset", MANAGE], Some(&socket))?;
+        ensure!(done && said.contains("1 of 1 steps done") && !is_there()?, "{said}");
+        bench.settle(&wish).with_context(|| bench.ovs.logs())?;
+        let (done, said) = program(&bench, &["reset", MANAGE, "--ovs-socket-path", &socket], Some("unix:///nowhere"))?;
+        ensure!(done && said.contains("1 of 1 steps done") && !is_there()?, "{said}");
         Ok(())
     })
 }

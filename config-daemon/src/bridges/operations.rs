@@ -13,14 +13,23 @@ use sriov_crds::bridge::{OvsBridge, OvsInterface};
 use super::{Found, Wanted, normal};
 use crate::ovsdb::notation::{map, named, nothing, texts};
 
+const BRIDGE: [&str; 6] = ["name", "datapath_type", "fail_mode", "external_ids", "other_config", "ports"];
+const INTERFACE: [&str; 8] = ["name", "type", "options", "external_ids", "other_config", "mtu_request", "error", "ofport"];
+
 /// Everything that [`super::found`] reads.
 pub fn look() -> Vec<Value> {
-    let select = |table: &str, columns: &[&str]| json!({ "op": "select", "table": table, "where": [], "columns": columns });
-    vec![
-        select("Bridge", &["_uuid", "name", "datapath_type", "fail_mode", "external_ids", "other_config", "ports"]),
-        select("Port", &["_uuid", "interfaces"]),
-        select("Interface", &["_uuid", "name", "type", "options", "external_ids", "other_config", "mtu_request", "error", "ofport"]),
-    ]
+    let select = |table: &str, columns: &[&str]| {
+        let columns: Vec<&str> = ["_uuid"].iter().chain(columns).copied().collect();
+        json!({ "op": "select", "table": table, "where": [], "columns": columns })
+    };
+    vec![select("Bridge", &BRIDGE), select("Port", &["interfaces"]), select("Interface", &INTERFACE)]
+}
+
+/// Of what [`super::found`] reads what somebody else may change, as monitor requests. A port is one of ours by the bridge that lists it, and tells nothing
+/// else; what is there already is not told.
+pub fn followed() -> Value {
+    let changes = |columns: &[&str]| json!([{ "columns": columns, "select": { "initial": false } }]);
+    json!({ "Bridge": changes(&BRIDGE), "Interface": changes(&INTERFACE) })
 }
 
 /// Makes the bridge with its own port, as `ovs-vsctl add-br` does, and with its uplink.

@@ -24,6 +24,7 @@ impl Daemon {
     /// Publishes what is left to do, offers what is ready, and goes on with the handshake. `outcome` is that of this round's plan, if there was one.
     pub(super) async fn finish(&mut self, round: &Round<'_>, observed: &Observed, outcome: Option<&Outcome>) -> RoundEnd {
         let residual = plan(round.desired, observed);
+        self.follow_bridges(round, observed);
         let offered = pools(round.desired, observed, &residual);
         let is_offered = self.write_pools(&offered);
         self.metrics.settled(observed, &residual, &offered);
@@ -61,6 +62,17 @@ impl Daemon {
             residual.refusals.iter().any(|r| r.reason == Reason::VfsInUse).then_some(Retry::VfsInUse)
         };
         RoundEnd { retry, held: self.failures.next() }
+    }
+
+    /// Changes of bridges are told as long as there are any to keep.
+    fn follow_bridges(&self, round: &Round<'_>, observed: &Observed) {
+        let wanted = round.desired.bridges.iter().filter_map(|(pf, wanted)| Some((*pf, wanted.as_ref().ok()?)));
+        let names = observed.bridges.as_ref().map(|bridges| bridges.names(wanted, &observed.inventory.pfs)).unwrap_or_default();
+        self.bridge_names.send_if_modified(|known| {
+            let changed = *known != names;
+            *known = names;
+            changed
+        });
     }
 
     pub(super) fn situation(&self, round: &Round<'_>, planned: &Plan, next: Move) -> Situation {

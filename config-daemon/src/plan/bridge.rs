@@ -9,6 +9,7 @@
 //! Invariants: a bridge that we did not make is neither changed nor removed; without an answer of the database nothing is done to bridges, and all else is.
 
 use sriov_host::inventory::{EswitchMode, Pf};
+use sriov_host::pci::PciAddress;
 
 use super::refusal::{Reason, Refusal};
 use super::step::Step;
@@ -16,6 +17,10 @@ use super::{Plan, VfUser};
 use crate::bridges::{Bridges, Difference, Found, Wanted, pf_of};
 use crate::desired::{Desired, DesiredPf};
 use crate::observed::Observed;
+
+/// What cures a database that does not answer.
+const START: &str = "start Open vSwitch, or name its socket with --ovs-socket-path (OVSDB_SOCKET_PATH); all else is done. Where Open vSwitch was removed \
+                     for good, delete /etc/sriov-operator/managed-ovs-bridges.json";
 
 /// What belongs around the other steps of a PF.
 #[derive(Debug, Default)]
@@ -64,11 +69,16 @@ pub(super) fn leftovers(desired: &Desired, observed: &Observed, plan: &mut Plan)
     // Those of PFs that are wanted are told with the PF.
     let alone = desired.bridges.iter().filter(|(pf, _)| !desired.pfs.contains_key(pf));
     plan.refusals.extend(alone.filter_map(|(_, wanted)| wanted.as_ref().err().cloned()));
-    let Some(bridges) = observed.bridges.as_ref().filter(|bridges| bridges.fault.is_none() && desired.unreadable_bridges.is_empty()) else { return };
+    let Some(bridges) = observed.bridges.as_ref().filter(|_| desired.unreadable_bridges.is_empty()) else { return };
     for (name, kept) in &bridges.kept {
         let address = pf_of(kept);
         let wanted = address.and_then(|pf| desired.bridges.get(&pf));
         let is_wanted = wanted.is_some_and(|wanted| wanted.as_ref().map_or(true, |wanted| wanted.name == *name));
+        if let Some(fault) = &bridges.fault {
+            let is_told = plan.refusals.iter().any(|refusal| refusal.pf == address && refusal.reason == Reason::BridgeUnavailable);
+            plan.refusals.extend((!is_wanted && !is_told).then(|| not_removed(name, address, fault, observed)));
+            continue;
+        }
         let goes = plan.steps.iter().any(|step| matches!(step, Step::RemoveBridge { name: going, .. } if going == name));
         let waits = plan.refusals.iter().any(|refusal| refusal.pf.is_some() && refusal.pf == address && refusal.reason == Reason::VfsInUse);
         if is_wanted || goes || waits {
@@ -164,11 +174,16 @@ fn not_managed(wish: &DesiredPf, pf: &Pf) -> Refusal {
 }
 
 fn unreachable(pf: &Pf, fault: &str) -> Refusal {
-    let said = format!(
-        "its bridge cannot be looked after: {fault}: start Open vSwitch, or name its socket with --ovs-socket-path (OVSDB_SOCKET_PATH); all else is done. Where \
-         Open vSwitch was removed for good, delete /etc/sriov-operator/managed-ovs-bridges.json"
-    );
+    let said = format!("its bridge cannot be looked after: {fault}: {START}");
     refuse(pf, Reason::BridgeUnavailable, &said)
+}
+
+fn not_removed(name: &str, address: Option<PciAddress>, fault: &str, observed: &Observed) -> Refusal {
+    let said = format!("no policy asks for bridge {name} any more, and it cannot be removed: {fault}: {START}");
+    match address.and_then(|address| observed.pf(address)) {
+        Some(pf) => refuse(pf, Reason::BridgeUnavailable, &said),
+        None => Refusal { pf: address, name: String::new(), reason: Reason::BridgeUnavailable, message: said },
+    }
 }
 
 fn refuse(pf: &Pf, reason: Reason, said: &str) -> Refusal {
