@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+pub(crate) use census::CONTROL_SWITCHES;
 pub(crate) use certificates::ROTATE_AT;
 pub(crate) use configurations::{INJECTOR_CONFIGURATION, OPERATOR_CONFIGURATION};
 pub use publish::run;

@@ -24,6 +24,7 @@ use sriov_crds::{NetworkAttachmentDefinition, OVSNetwork, SriovIBNetwork, SriovN
 use tracing::info;
 
 use crate::admission::{INJECTOR_CONFIGURATION, OPERATOR_CONFIGURATION, ROTATE_AT};
+use crate::lease;
 use crate::resources::{self, RequestFailed};
 
 /// How long the API server gets to serve a kind, and the garbage collector to end the pods of the DaemonSet.
@@ -106,7 +107,7 @@ pub async fn uninstall(client: &Client, namespace: &str, secret: &str) -> Result
         resources::delete(&secrets, "Secret", secret).await?;
     }
     let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
-    resources::delete(&leases, "Lease", keys::FIELD_MANAGER).await?;
+    resources::delete(&leases, "Lease", lease::NAME).await?;
     info!("what the operator made is gone; policies, networks and VFs are as they were");
     Ok(())
 }

@@ -12,6 +12,9 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, ObjectMeta, PostParams};
 use tokio::time::{Instant, sleep, timeout};
 
+/// Name of the lease for which operators compete, in their namespace.
+pub const NAME: &str = "sriov-network-operator";
+
 /// How long a lease holds without being renewed.
 const DURATION: Duration = Duration::from_secs(15);
 /// When a leader that could not renew gives up; below [`DURATION`], so that it stops before another starts.

@@ -19,6 +19,7 @@ pub mod operator_config;
 pub mod probes;
 pub mod queue;
 pub mod resources;
+pub mod rights;
 
 #[cfg(test)]
 mod golden;

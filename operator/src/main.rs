@@ -10,7 +10,7 @@ use futures::future::{Either, select};
 use kube::{Api, Client, Config};
 use sriov_operator::context::{Context, Settings};
 use sriov_operator::fleet::{Fleet, Listener};
-use sriov_operator::lease::Leadership;
+use sriov_operator::lease::{self, Leadership};
 use sriov_operator::probes::{self, Health, Phase};
 use sriov_operator::{admission, drain, installation, network, node_policy, operator_config};
 use tokio::signal::unix::{SignalKind, signal};
@@ -139,7 +139,7 @@ async fn start(run: Run, log: reload::Handle<EnvFilter, Registry>) -> Result<()>
         external_drainer: run.use_external_drainer == "true",
     };
     tracing::info!(version = env!("CARGO_PKG_VERSION"), ?settings, identity, "operator started");
-    let mut leadership = Leadership::new(Api::namespaced(client.clone(), &settings.namespace), "sriov-network-operator", &identity);
+    let mut leadership = Leadership::new(Api::namespaced(client.clone(), &settings.namespace), lease::NAME, &identity);
     let set_level = move |level| {
         if let Err(error) = log.reload(log_filter(level)) {
             tracing::warn!(%error, "log level not changed");

@@ -24,6 +24,8 @@ use crate::context::Context;
 use crate::queue::{self, Next, Retry, Retryable};
 use crate::resources::{self, RequestFailed};
 
+pub(crate) use legacy::DAEMON_SETS as LEFT_DAEMON_SETS;
+
 /// Our DaemonSets, in the order in which they are applied.
 const OURS: [&str; 2] = [keys::NODE_DAEMON_SET, keys::PLUGIN_DAEMON_SET];
 

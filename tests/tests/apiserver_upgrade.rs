@@ -1,14 +1,21 @@
 //! I/O: tier 1: what the Go operator left behind, taken over by ours, and what deletions mean afterwards: nothing that pods use is destroyed, and nothing
 //! hangs. Fixtures are `testdata/go_operator`, and the objects below in the form in which the Go operator writes them.
 
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role};
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use sriov_crds::{NetworkAttachmentDefinition, SriovNetwork, keys};
 use sriov_tests::apiserver::cluster::{Cluster, NAMESPACE, SOON, apply, leader, merge};
-use sriov_tests::apiserver::{ApiServer, Operator, eventually};
+use sriov_tests::apiserver::{ApiServer, Operator, User, eventually, workspace};
+use sriov_tests::lab::artifacts::Artifacts;
+use tempfile::TempDir;
 
 /// DaemonSets that the Go operator makes.
 const PARTS: [&str; 2] = ["operator-webhook", "network-resources-injector"];
@@ -210,4 +217,72 @@ async fn a_network_that_went_while_no_operator_ran(server: &ApiServer, cluster: 
     operator.explain(gone.await)?;
     ensure!(nads.get_opt("other").await?.is_some(), "a NAD without our label was deleted");
     Ok(operator)
+}
+
+/// Roles are the chart's: what a newer chart does not give any more is taken away by its upgrade, whole roles and single rules, and so is what a value switched on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_right_that_the_new_chart_does_not_give_is_gone_after_the_upgrade() -> Result<()> {
+    let server = ApiServer::start().await?;
+    let folder = TempDir::new()?;
+    let (old, new) = (folder.path().join("old"), workspace().join("deploy/chart"));
+    // `crds` is a link.
+    run(Command::new("cp").arg("-rL").args([&new, &old]))?;
+    give_more(&old.join("templates/operator-rights.yaml"))?;
+
+    let helm = |chart: &Path, values: &str| -> Result<()> {
+        let mut command = Command::new(Artifacts::load()?.program("helm")?);
+        // No Job runs here.
+        command.args([
+            "upgrade",
+            "--install",
+            "sriov-network-operator",
+            "--namespace",
+            NAMESPACE,
+            "--create-namespace",
+            "--no-hooks",
+            "--set",
+            values,
+        ]);
+        command.arg(chart).env("KUBECONFIG", server.kubeconfig(User::Admin));
+        run(command.envs(["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"].map(|name| (name, folder.path()))))
+    };
+    let admin = server.client(User::Admin).await?;
+    let (roles, cluster_roles) = (Api::<Role>::namespaced(admin.clone(), NAMESPACE), Api::<ClusterRole>::all(admin.clone()));
+    let bindings = Api::<ClusterRoleBinding>::all(admin);
+    let gone = ["sriov-network-left", "sriov-node-detector"];
+    let reads_secrets = async || -> Result<bool> {
+        let rules = roles.get("sriov-network-operator").await?.rules.unwrap_or_default();
+        Ok(rules.iter().any(|rule| rule.verbs == ["list"] && rule.resources.as_ref().is_some_and(|resources| *resources == ["secrets"])))
+    };
+
+    helm(&old, "nodeDetector.enabled=true")?;
+    for name in gone {
+        cluster_roles.get(name).await?;
+    }
+    bindings.get("sriov-node-detector").await?;
+    ensure!(reads_secrets().await?, "the old chart gives it");
+
+    helm(&new, "nodeDetector.enabled=false")?;
+    for name in gone {
+        ensure!(cluster_roles.get_opt(name).await?.is_none(), "ClusterRole {name} is still there");
+    }
+    ensure!(bindings.get_opt("sriov-node-detector").await?.is_none(), "its binding is still there");
+    ensure!(!reads_secrets().await?, "the right to read all secrets is still there");
+    cluster_roles.get("sriov-network-operator").await?;
+    Ok(())
+}
+
+/// Makes an older chart: one that gave a role more, and a rule more of one that there is still.
+fn give_more(template: &Path) -> Result<()> {
+    let text = fs::read_to_string(template)?;
+    let (before, after) = text.split_once("rules:\n").context("no role")?;
+    let rule = "- apiGroups: [\"\"]\n  resources: [secrets]\n  verbs: [list]\n";
+    let role = "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata:\n  name: sriov-network-left\nrules:\n";
+    Ok(fs::write(template, format!("{before}rules:\n{rule}{after}---\n{role}{rule}"))?)
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("start {command:?}"))?;
+    ensure!(output.status.success(), "{command:?}:\n{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }

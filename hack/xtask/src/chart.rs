@@ -26,8 +26,8 @@ const PRESETS: [&str; 4] = ["k3s", "kubeadm", "kubespray", "rke2"];
 const HEADER: &str = "\
 # The operator, its rights and its defaults, for people without Helm. Apply crds/yaml first.
 #
-# Generated from deploy/chart by `cargo xtask gen-manifest`; do not edit. A right or a flag that is new goes into deploy/chart/templates, then run
-# that command. Images are those of a local build; see the README for how they get onto the nodes.
+# Generated from deploy/chart by `cargo xtask gen-manifest`; do not edit. A flag that is new goes into deploy/chart/templates, a right into
+# operator/src/rights (and `cargo xtask gen-rights`); then run that command. Images are those of a local build; see the README for how they get onto the nodes.
 ";
 
 /// Everything that is off by default, but the dashboard, which would be here a second time.
@@ -86,6 +86,9 @@ pub(crate) fn lint(workspace: &Workspace) -> Result<()> {
         helm.output(&["lint", "--strict", "--quiet", CHART, OLDEST, "--values", &preset_file(preset)])?;
     }
     helm.output(&["lint", "--strict", "--quiet", CHART, OLDEST, "--set", OPTIONS, "--set", "grafanaDashboard.enabled=true"])?;
+    let all = [helm.render(&["--set", OPTIONS])?, helm.hooks()?].concat();
+    let strangers = without_account(&all);
+    ensure!(strangers.is_empty(), "pods of the chart have accounts that it does not make: {}", strangers.join(", "));
     for value in REFUSED {
         ensure!(helm.render(&["--set", value]).is_err(), "the chart accepts --set {value:?}, which its schema is to refuse");
     }
@@ -100,6 +103,17 @@ pub(crate) fn lint(workspace: &Workspace) -> Result<()> {
         ensure!(chart.lines().any(|found| found == line), "Chart.yaml has no line `{line}`, the workspace's version");
     }
     Ok(())
+}
+
+/// Pure: the accounts of pods that are not among the objects: accounts are made in operator/src/rights, pods in the chart.
+fn without_account(objects: &[String]) -> Vec<&str> {
+    let accounts: Vec<_> = objects
+        .iter()
+        .filter(|object| object.lines().any(|line| line == "kind: ServiceAccount"))
+        .filter_map(|object| object.lines().find_map(|line| line.strip_prefix("  name: ")))
+        .collect();
+    let named = objects.iter().flat_map(|object| object.lines()).filter_map(|line| line.trim().strip_prefix("serviceAccountName: "));
+    named.filter(|name| !accounts.contains(name)).collect()
 }
 
 /// Pure: the values that the schema names without a word about them, or that values.yaml does not have. (Those that only values.yaml has are refused by Helm.)
@@ -152,7 +166,7 @@ impl<'a> Helm<'a> {
 
     /// The hooks alone.
     fn hooks(&self) -> Result<Vec<String>> {
-        self.template(&["--show-only", "templates/hooks.yaml"])
+        self.template(&["--show-only", "templates/hooks-rights.yaml", "--show-only", "templates/hooks.yaml"])
     }
 
     fn template(&self, arguments: &[&str]) -> Result<Vec<String>> {
@@ -200,6 +214,14 @@ mod tests {
             "values.schema.json does not say what .silent is",
         ];
         assert_eq!(undocumented(&schema, &values, ""), expected);
+    }
+
+    #[test]
+    fn a_pod_whose_account_is_not_made_is_found() {
+        let account = "# why\napiVersion: v1\nkind: ServiceAccount\nmetadata:\n  annotations:\n    a: b\n  name: there".to_owned();
+        let pod = |name: &str| format!("kind: Job\nspec:\n  template:\n    spec:\n      serviceAccountName: {name}");
+        assert_eq!(without_account(&[pod("there"), account.clone()]), Vec::<&str>::new());
+        assert_eq!(without_account(&[account, pod("there"), pod("gone")]), ["gone"]);
     }
 
     #[test]

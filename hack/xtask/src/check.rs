@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::image::products::{self, Profile};
 use crate::workspace::{Workspace, stdout_of};
-use crate::{chart, gen_crds, gen_docs, gen_nic_names, gen_proto};
+use crate::{chart, gen_crds, gen_docs, gen_nic_names, gen_proto, gen_rights};
 
 /// One thing that is checked.
 struct Check {
@@ -25,7 +25,7 @@ struct Check {
 }
 
 /// Cheap ones first, so that a mistake is seen early.
-const CHECKS: [Check; 23] = [
+const CHECKS: [Check; 24] = [
     Check { name: "fmt", run: fmt },
     Check { name: "first-line", run: first_line },
     Check { name: "forbidden-words", run: forbidden_words },
@@ -43,6 +43,7 @@ const CHECKS: [Check; 23] = [
     Check { name: "generated-proto", run: |workspace| gen_proto::run(workspace.root(), true) },
     Check { name: "generated-nic-names", run: |workspace| gen_nic_names::run(workspace, true) },
     Check { name: "generated-reference", run: |workspace| gen_docs::run(workspace, true) },
+    Check { name: "generated-rights", run: |workspace| gen_rights::run(workspace, true) },
     Check { name: "generated-manifest", run: |workspace| chart::generate(workspace, true) },
     Check { name: "chart", run: chart::lint },
     Check { name: "dependency-licences", run: dependency_licences },

@@ -9,6 +9,7 @@ mod gen_crds;
 mod gen_docs;
 mod gen_nic_names;
 mod gen_proto;
+mod gen_rights;
 mod image;
 mod lab_build;
 mod test;
@@ -74,6 +75,12 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Write accounts, roles and admission policies into the chart's templates.
+    GenRights {
+        /// Change nothing; fail if something is stale, or if a role is written by hand.
+        #[arg(long)]
+        check: bool,
+    },
     /// Build the product's binaries and write its container images as OCI archives.
     Image(ImageArguments),
     /// Build what the lab's machines are made of and print the path of `artifacts.json`.
@@ -130,6 +137,7 @@ fn run(task: Task) -> Result<bool> {
         Task::GenManifest { check } => chart::generate(&workspace, check)?,
         Task::GenNicNames { check } => gen_nic_names::run(&workspace, check)?,
         Task::GenProto { check } => gen_proto::run(workspace.root(), check)?,
+        Task::GenRights { check } => gen_rights::run(&workspace, check)?,
         Task::Image(arguments) => image(&workspace, arguments)?,
         Task::LabBuild(arguments) => lab_build::run(&workspace, &arguments)?,
         Task::Test { tier } => return Ok(test::run(&workspace, &test::tiers(&tier)?)),

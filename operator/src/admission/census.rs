@@ -25,7 +25,7 @@ use crate::operator_config::gates;
 /// Objects a page.
 const PAGE: u32 = 500;
 /// ConfigMap by which users of the field's network-resources-injector switch parts of it.
-const CONTROL_SWITCHES: &str = "nri-control-switches";
+pub(crate) const CONTROL_SWITCHES: &str = "nri-control-switches";
 /// On a NAD: label of the nodes that have the network (network-resources-injector).
 const NAD_NODE_SELECTOR: &str = "k8s.v1.cni.cncf.io/nodeSelector";
 

@@ -8,7 +8,7 @@ use kube::ResourceExt;
 use sriov_crds::keys;
 
 /// DaemonSets that the Go operator makes (spec of its bindata), besides those whose names ours have.
-pub(super) const DAEMON_SETS: [&str; 3] = ["network-resources-injector", "operator-webhook", "sriov-network-metrics-exporter"];
+pub(crate) const DAEMON_SETS: [&str; 3] = ["network-resources-injector", "operator-webhook", "sriov-network-metrics-exporter"];
 
 /// The operator configuration is its controller.
 pub(super) fn is_owned_by_configuration(daemon_set: &DaemonSet) -> bool {
