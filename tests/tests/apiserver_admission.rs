@@ -25,6 +25,7 @@ async fn writes_are_judged_by_an_operator_that_a_real_api_server_trusts() -> Res
     let took = first.explain(cluster.judged().await)?;
     eprintln!("switched on -> judged: {} ms", took.as_millis());
     first.explain(policies_are_judged(&cluster).await)?;
+    first.explain(a_bridge_that_would_not_be_made_is_warned_of(&cluster).await)?;
     first.explain(other_kinds_are_judged(&cluster).await)?;
     first.explain(pods_get_what_their_networks_need(&cluster).await)?;
     first.explain(namespaces_are_held_to_their_rules(&cluster).await)?;
@@ -81,6 +82,20 @@ async fn policies_are_judged(cluster: &Admission) -> Result<()> {
     let label = json!({ "metadata": { "labels": { "a": "b" } } });
     cluster.policies().patch("there", &PatchParams::default(), &Patch::Merge(&label)).await?;
     Ok(())
+}
+
+/// What the controller would say of it later is said at once.
+async fn a_bridge_that_would_not_be_made_is_warned_of(cluster: &Admission) -> Result<()> {
+    let free = json!({ "pfNames": ["eth0#4-5"] });
+    let bridged = json!({ "nicSelector": free, "numVfs": 6, "eSwitchMode": "switchdev", "bridge": { "ovs": {} } });
+    for (gates, warned) in [(json!(null), true), (json!({ "manageSoftwareBridges": true }), false), (json!({ "manageSoftwareBridges": false }), true)]
+    {
+        cluster.configure(json!({ "featureGates": gates })).await?;
+        let (_, warnings) = cluster.try_policy(&bridged).await?.map_err(anyhow::Error::msg)?;
+        let told = warnings.iter().any(|w| w.contains("its bridge is not made, because the feature gate manageSoftwareBridges is off"));
+        ensure!(told == warned, "with featureGates {gates}: {warnings:?}");
+    }
+    cluster.configure(json!({ "featureGates": null })).await
 }
 
 async fn other_kinds_are_judged(cluster: &Admission) -> Result<()> {
