@@ -27,6 +27,8 @@ pub(super) const VALIDATE_NADS: &str = "/validating-network-attachment-definitio
 /// Path of the injector.
 pub(super) const INJECT: &str = "/mutate";
 
+/// Name of the webhooks for our kinds.
+const OPERATOR_WEBHOOK: &str = "operator-webhook.sriovnetwork.openshift.io";
 const FAIL_OPEN: &str = "Ignore";
 const FAIL_CLOSED: &str = "Fail";
 /// Seconds that the API server waits; the answer takes milliseconds.
@@ -92,9 +94,10 @@ impl Target {
         }
     }
 
-    fn validating(&self, name: String, path: &str, rules: Vec<RuleWithOperations>) -> ValidatingWebhook {
+    /// Asked about `rules` at `path`, and left out while nobody answers.
+    fn webhook(&self, name: impl Into<String>, path: &str, rules: Vec<RuleWithOperations>) -> ValidatingWebhook {
         ValidatingWebhook {
-            name,
+            name: name.into(),
             client_config: self.client_config(path),
             rules: Some(rules),
             failure_policy: Some(FAIL_OPEN.to_owned()),
@@ -104,18 +107,37 @@ impl Target {
             ..ValidatingWebhook::default()
         }
     }
+}
 
-    fn mutating(&self, name: &str, path: &str, rules: Vec<RuleWithOperations>) -> MutatingWebhook {
-        MutatingWebhook {
-            name: name.to_owned(),
-            client_config: self.client_config(path),
-            rules: Some(rules),
-            failure_policy: Some(FAIL_OPEN.to_owned()),
-            side_effects: "None".to_owned(),
-            timeout_seconds: Some(TIMEOUT),
-            admission_review_versions: vec!["v1".to_owned()],
-            ..MutatingWebhook::default()
-        }
+/// The same webhook with an answer that may change the object, for which the API has a type of its own.
+fn changing(webhook: ValidatingWebhook) -> MutatingWebhook {
+    // All fields by name: one that a later version adds is not left behind.
+    let ValidatingWebhook {
+        admission_review_versions,
+        client_config,
+        failure_policy,
+        match_conditions,
+        match_policy,
+        name,
+        namespace_selector,
+        object_selector,
+        rules,
+        side_effects,
+        timeout_seconds,
+    } = webhook;
+    MutatingWebhook {
+        admission_review_versions,
+        client_config,
+        failure_policy,
+        match_conditions,
+        match_policy,
+        name,
+        namespace_selector,
+        object_selector,
+        reinvocation_policy: None,
+        rules,
+        side_effects,
+        timeout_seconds,
     }
 }
 
@@ -141,18 +163,17 @@ fn named(name: &str, target: &Target) -> ObjectMeta {
 /// Fills in and corrects policies.
 pub(super) fn mutating(target: &Target) -> MutatingWebhookConfiguration {
     let rules = vec![rule(keys::GROUP, &["sriovnetworknodepolicies"], &["CREATE", "UPDATE"])];
-    let webhook = target.mutating("operator-webhook.sriovnetwork.openshift.io", MUTATE_POLICIES, rules);
+    let webhook = changing(target.webhook(OPERATOR_WEBHOOK, MUTATE_POLICIES, rules));
     MutatingWebhookConfiguration { metadata: named(OPERATOR_CONFIGURATION, target), webhooks: Some(vec![webhook]) }
 }
 
 /// Judges our kinds, and the NADs of namespaces that rules select.
 pub(super) fn validating(target: &Target, rules: &[(String, LabelSelector)]) -> ValidatingWebhookConfiguration {
     let kinds = ["sriovnetworknodepolicies", "sriovoperatorconfigs", "sriovnetworkpoolconfigs", "sriovnetworks", "sriovibnetworks", "ovsnetworks"];
-    let name = "operator-webhook.sriovnetwork.openshift.io".to_owned();
-    let mut webhooks = vec![target.validating(name, VALIDATE, vec![rule(keys::GROUP, &kinds, &["CREATE", "UPDATE"])])];
+    let mut webhooks = vec![target.webhook(OPERATOR_WEBHOOK, VALIDATE, vec![rule(keys::GROUP, &kinds, &["CREATE", "UPDATE"])])];
     for (name, selector) in rules {
         let nads = rule("k8s.cni.cncf.io", &["network-attachment-definitions"], &["CREATE", "UPDATE"]);
-        let webhook = target.validating(format!("{name}.rules.sriovnetwork.openshift.io"), VALIDATE_NADS, vec![nads]);
+        let webhook = target.webhook(format!("{name}.rules.sriovnetwork.openshift.io"), VALIDATE_NADS, vec![nads]);
         webhooks.push(ValidatingWebhook { failure_policy: Some(FAIL_CLOSED.to_owned()), namespace_selector: Some(selector.clone()), ..webhook });
     }
     ValidatingWebhookConfiguration { metadata: named(OPERATOR_CONFIGURATION, target), webhooks: Some(webhooks) }
@@ -160,7 +181,7 @@ pub(super) fn validating(target: &Target, rules: &[(String, LabelSelector)]) -> 
 
 /// Gives pods that name networks what they need. `fail_closed` refuses such pods while nobody answers.
 pub(super) fn injector(target: &Target, fail_closed: bool) -> MutatingWebhookConfiguration {
-    let webhook = target.mutating("network-resources-injector-config.k8s.io", INJECT, vec![rule("", &["pods"], &["CREATE"])]);
+    let webhook = target.webhook("network-resources-injector-config.k8s.io", INJECT, vec![rule("", &["pods"], &["CREATE"])]);
     let has = |key: &str| format!("'{key}' in object.metadata.annotations");
     let expression = format!("has(object.metadata.annotations) && ({} || {})", has(keys::POD_NETWORKS), has(keys::POD_DEFAULT_NETWORK));
     let excluded = LabelSelectorRequirement {
@@ -168,14 +189,14 @@ pub(super) fn injector(target: &Target, fail_closed: bool) -> MutatingWebhookCon
         operator: "NotIn".to_owned(),
         values: Some(vec!["kube-system".to_owned(), target.namespace.clone()]),
     };
-    let webhook = MutatingWebhook {
+    let webhook = ValidatingWebhook {
         failure_policy: Some(if fail_closed { FAIL_CLOSED } else { FAIL_OPEN }.to_owned()),
         match_conditions: Some(vec![MatchCondition { name: "pod-names-networks".to_owned(), expression }]),
         namespace_selector: Some(LabelSelector { match_expressions: Some(vec![excluded]), match_labels: None }),
-        // What another webhook adds to the pod afterwards is counted too; a second round adds nothing by itself.
-        reinvocation_policy: Some("IfNeeded".to_owned()),
         ..webhook
     };
+    // What another webhook adds to the pod afterwards is counted too; a second round adds nothing by itself.
+    let webhook = MutatingWebhook { reinvocation_policy: Some("IfNeeded".to_owned()), ..changing(webhook) };
     MutatingWebhookConfiguration { metadata: named(INJECTOR_CONFIGURATION, target), webhooks: Some(vec![webhook]) }
 }
 
