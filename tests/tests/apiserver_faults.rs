@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, PostParams};
 use serde_json::{Value, json};
@@ -29,6 +29,7 @@ async fn everything_converges_while_half_of_the_requests_fail() -> Result<()> {
     let operator = leader(&server, "troubled", &[("KUBECONFIG", &proxy.kubeconfig())]).await?;
     operator.explain(node_states_come_and_follow(&cluster).await)?;
     operator.explain(a_nad_comes_and_goes(&cluster).await)?;
+    operator.explain(a_drain_comes_to_its_end(&cluster).await)?;
     let met = proxy.met();
     for fault in [Fault::Conflict, Fault::TooManyRequests, Fault::ServerError, Fault::LostAnswer, Fault::TruncatedList, Fault::ExpiredWatch] {
         ensure!(met.contains_key(&fault), "{fault:?} was never met: {met:?}");
@@ -79,6 +80,33 @@ async fn a_nad_comes_and_goes(cluster: &Cluster) -> Result<()> {
     })
     .await
     .map(drop)
+}
+
+/// Cordon, evictions, annotations, and what is taken back. An API server that has no time answers an eviction with the number that a budget has, too.
+async fn a_drain_comes_to_its_end(cluster: &Cluster) -> Result<()> {
+    let (node, pods) = (NODES[0], Api::<Pod>::namespaced(cluster.admin.clone(), "apps"));
+    for name in ["a", "b", "c", "d"] {
+        let needs = json!({ "openshift.io/nics": "1" });
+        let container = json!({ "name": "c", "image": "x", "resources": { "requests": needs, "limits": needs } });
+        // Without a kubelet only a pod that needs no time to end does end.
+        let spec = json!({ "nodeName": node, "terminationGracePeriodSeconds": 0, "containers": [container] });
+        pods.create(&PostParams::default(), &serde_json::from_value(json!({ "metadata": { "name": name }, "spec": spec }))?).await?;
+    }
+    let is = async |phase: &str, cordoned: bool| {
+        eventually(PATIENCE, &format!("the node is {phase}"), async || {
+            let (state, node) = (cluster.states.get(node).await?, cluster.nodes.get(node).await?);
+            ensure!(state.annotations().get(keys::CURRENT_STATE).is_some_and(|is| is == phase), "{:?}: {:?}", state.annotations(), state.status);
+            let found = (node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false), node.annotations().contains_key(keys::CORDONED));
+            ensure!(found == (cordoned, cordoned), "cordoned, and marked so: {found:?}");
+            Ok(())
+        })
+        .await
+    };
+    cluster.ask(node, keys::DRAIN_REQUIRED).await?;
+    is(keys::DRAIN_COMPLETE, true).await?;
+    ensure!(pods.list(&kube::api::ListParams::default()).await?.items.is_empty(), "pods are left");
+    cluster.ask(node, keys::IDLE).await?;
+    is(keys::IDLE, false).await.map(drop)
 }
 
 /// The operator gives up on a request after 20 s.

@@ -19,6 +19,8 @@ use tokio::sync::Mutex;
 const SOON: Duration = Duration::from_secs(15);
 /// Time in which something that must not happen would have happened.
 const A_WHILE: Duration = Duration::from_millis(1500);
+/// Longer than any period in which a lease is renewed.
+const IDLE: Duration = Duration::from_secs(6);
 /// For the drains of all nodes.
 const ALL_DRAINS: Duration = Duration::from_mins(1);
 /// Requests that the API server does not owe to the number of nodes.
@@ -211,7 +213,8 @@ async fn a_drain_of_many_nodes_costs_each_as_many_requests_as_one_of_few() -> Re
         cluster.create_node(node).await?;
     }
     cluster.pool("all", json!({ "maxUnavailable": 3 })).await?;
-    let operator = leader(&server, "operator", &[]).await?;
+    let metrics = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let operator = leader(&server, "operator", &[("METRICS_BIND_ADDRESS", &metrics)]).await?;
     for node in &nodes {
         cluster.expect_state(node).await?;
     }
@@ -222,5 +225,42 @@ async fn a_drain_of_many_nodes_costs_each_as_many_requests_as_one_of_few() -> Re
     ensure!(most <= 3, "{most} nodes were away, 3 may be");
     ensure!(many.reads == 0.0, "node states were read one by one: {many:?}");
     ensure!(of(&many, 30) <= of(&few, 6) + SLACK, "a node of 30: {:.1} requests, of 6: {:.1}", of(&many, 30), of(&few, 6));
+    let text = fetch(&metrics, "/metrics").await?;
+    for line in ["sriov_operator_drains_total{outcome=\"Complete\"} 36\n", "sriov_operator_drain_duration_seconds_count 36\n"] {
+        ensure!(text.contains(line), "no {line} in\n{text}");
+    }
+    operator.explain(no_object_tells_of_more_than_one_node(&cluster, &nodes).await)?;
+    tokio::time::sleep(A_WHILE).await;
+    let before = Requests::of(&cluster.admin).await?;
+    tokio::time::sleep(IDLE).await;
+    let idle = Requests::of(&cluster.admin).await?.since(&before);
+    ensure!(idle.total() == 0.0, "nothing happened, and the operator asked: {idle:?}");
     operator.check_rights()
+}
+
+/// The Go operator keeps one ConfigMap for all nodes, which has no room for more at 1 MiB.
+async fn no_object_tells_of_more_than_one_node(cluster: &Cluster, nodes: &[String]) -> Result<()> {
+    cluster.policy("all", json!({ "nicSelector": { "vendor": "8086" } })).await?;
+    let why = "no room for VFs; ".repeat(200);
+    let fail = async |failing: &[String]| {
+        for node in failing {
+            cluster.status(node, json!({ "syncStatus": "Failed", "lastSyncError": why })).await?;
+        }
+        eventually(SOON, &format!("{} nodes failed", failing.len()), async || {
+            let status = cluster.policies.get("all").await?.status.context("no status")?;
+            ensure!(usize::try_from(status.failed_nodes)? == failing.len() && status.first_failure.is_some(), "{status:?}");
+            Ok(())
+        })
+        .await?;
+        let (policy, pool) = (cluster.policies.get("all").await?, cluster.pools.get("all").await?);
+        let config = cluster.configs.get("default").await?;
+        let said = [json!(policy.status), json!(pool.status), json!(config.status), json!(policy.spec), json!(pool.spec), json!(config.spec)];
+        Ok::<_, anyhow::Error>(said.map(|part| part.to_string().len()))
+    };
+    let (one, all) = (fail(&nodes[..1]).await?, fail(nodes).await?);
+    eprintln!("bytes when 1 node failed: {one:?}, when {} failed: {all:?}", nodes.len());
+    ensure!(one[0] > why.len(), "the failure of the first node is not told: {one:?}");
+    // Counts have a digit more.
+    ensure!(one.iter().zip(&all).all(|(one, all)| *all <= one + 20), "1 node: {one:?} bytes, {} nodes: {all:?}", nodes.len());
+    Ok(())
 }
