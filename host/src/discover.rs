@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use crate::host_use::HostNetwork;
-use crate::inventory::{EswitchMode, Inventory, Kernel, Netdev, Pf, RdmaMode};
+use crate::inventory::{EswitchMode, FirmwareSettings, Inventory, Kernel, Netdev, Pf, RdmaMode};
 use crate::netlink::route::uplink;
 use crate::netlink::{Link, NetlinkError};
 use crate::pci::{DeviceId, PciAddress, VendorId};
@@ -100,11 +100,16 @@ pub struct NetFacts {
     pub eswitch_modes: BTreeMap<PciAddress, EswitchMode>,
     /// Versions of firmware.
     pub firmware: BTreeMap<PciAddress, String>,
+    /// What firmware is told for its next start, of each function that was asked.
+    pub firmware_settings: BTreeMap<PciAddress, FirmwareSettings>,
     /// Addresses, routes and storage of the host.
     pub network: HostNetwork,
     /// Namespace mode of RDMA devices.
     pub rdma_mode: Option<RdmaMode>,
 }
+
+/// Drivers that tell firmware settings: Documentation/networking/devlink/bnxt.rst and mlx5.rst, v6.18. Others are not asked.
+const FIRMWARE_DRIVERS: [&str; 2] = ["mlx5_core", "bnxt_en"];
 
 /// The SR-IOV side of the machine now; devices that could not be read are left out. [`survey`] also names those. Without CAP_NET_ADMIN every
 /// PF is said to be in legacy mode.
@@ -120,7 +125,7 @@ pub fn survey(host: &Host) -> Result<Survey, DiscoverError> {
 /// A look at everything, and what netlink said for it.
 fn whole(host: &Host, answers: &impl Answers) -> Result<(NetFacts, Survey), DiscoverError> {
     let functions = Functions::list(host)?;
-    let (facts, mut faults) = gather(host, answers, &functions.pfs)?;
+    let (facts, mut faults) = gather(host, answers, &[functions.pfs.as_slice(), &functions.off].concat())?;
     let mut survey = read_all(host, &facts, &functions)?;
     // Netlink failed for these, so that what is said of them would be half a truth.
     survey.inventory.pfs.retain(|pf| faults.iter().all(|(faulty, _)| *faulty != pf.address));
@@ -138,7 +143,7 @@ fn read_all(host: &Host, facts: &NetFacts, functions: &Functions) -> Result<Surv
     survey.inventory.iommu = kernel::iommu(host)?;
     survey.inventory.kernel = Kernel { lockdown: kernel::lockdown(host), rdma_mode: facts.rdma_mode, staged: boot_config::command_lines(host) };
     let reader = Reader::new(host, facts, vdpa::by_function(host)?);
-    let (addresses, next) = ([functions.pfs.as_slice(), &functions.lone].concat(), AtomicUsize::new(0));
+    let (addresses, next) = ([functions.pfs.as_slice(), &functions.lone, &functions.off].concat(), AtomicUsize::new(0));
     // PFs differ much in their number of VFs: each thread takes the next one when it has read one.
     let read = || {
         let mine = std::iter::from_fn(|| addresses.get(next.fetch_add(1, Ordering::Relaxed)));
@@ -213,6 +218,13 @@ fn gather(host: &Host, answers: &impl Answers, pfs: &[PciAddress]) -> Result<(Ne
 
 /// Asks netlink about one PF, whose link is known; answers what failed.
 fn ask(host: &Host, answers: &impl Answers, pf: PciAddress, facts: &mut NetFacts) -> Option<DiscoverError> {
+    // Asked once a whole look: the kernel announces nothing of it, it changes by our own hand, and a NIC that does not know the question logs it.
+    if !facts.firmware_settings.contains_key(&pf) && tells_settings(host, pf) {
+        facts.firmware_settings.insert(pf, answers.firmware_settings(pf));
+    }
+    if is_off(host.sysfs(), pf) {
+        return None;
+    }
     match answers.eswitch_mode(pf) {
         Ok(mode) => facts.eswitch_modes.extend(mode.map(|mode| (pf, mode))),
         Err(error) => return Some(error.into()),
@@ -236,6 +248,8 @@ struct Functions {
     pfs: Vec<PciAddress>,
     /// On a virtual machine of a cloud the network functions that are no PFs: VFs of which the hypervisor keeps the PF, and virtio.
     lone: Vec<PciAddress>,
+    /// Functions whose firmware may have SR-IOV off, and may be told otherwise. On a machine of a cloud there are none: firmware is the hypervisor's there.
+    off: Vec<PciAddress>,
     /// How many there are of all kinds.
     count: usize,
 }
@@ -250,8 +264,35 @@ impl Functions {
         let pfs = all.iter().copied().filter(|address| can_have_vfs(|name| text(format!("{address}/{name}")))).collect();
         let is_cloud = cloud::of(host).is_some();
         let lone = all.iter().copied().filter(|address| is_cloud && is_lone(sysfs, *address)).collect();
-        Ok(Self { pfs, lone, count: all.len() })
+        let off = if is_cloud { Vec::new() } else { off_functions(sysfs)? };
+        Ok(Self { pfs, lone, off, count: all.len() })
     }
+}
+
+/// Functions of drivers that tell firmware settings, which show no SR-IOV capability and are no VFs.
+fn off_functions(sysfs: &Sysfs) -> Result<Vec<PciAddress>, DiscoverError> {
+    let mut found = Vec::new();
+    for driver in FIRMWARE_DRIVERS {
+        let names = sysfs.list_opt(format!("/sys/bus/pci/drivers/{driver}"))?.unwrap_or_default();
+        found.extend(names.iter().filter_map(|name| name.parse().ok()).filter(|address| is_off(sysfs, *address)));
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Whether a function may have SR-IOV switched off in its firmware: a network function that has neither a PF nor the capability.
+fn is_off(sysfs: &Sysfs, address: PciAddress) -> bool {
+    // First what most functions of such a driver are: a VF.
+    !sysfs.exists(format!("{}/physfn", pci_device(address))) && is_lone(sysfs, address)
+}
+
+/// Whether a function is one of which its firmware's settings have to be asked to know whether it is a PF.
+fn may_be_off(host: &Host, address: PciAddress) -> bool {
+    is_off(host.sysfs(), address) && tells_settings(host, address)
+}
+
+fn tells_settings(host: &Host, address: PciAddress) -> bool {
+    driver::current(host, address).is_ok_and(|driver| driver.is_some_and(|driver| FIRMWARE_DRIVERS.contains(&driver.as_str())))
 }
 
 /// Whether a function is a network function that has neither a PF nor VFs that one could see.

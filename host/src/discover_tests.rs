@@ -113,6 +113,33 @@ fn only_network_functions_that_can_have_vfs_are_pfs() {
 }
 
 #[test]
+fn a_function_without_the_capability_is_a_pf_where_its_firmware_can_be_told_to_show_it() {
+    let driver = |tree: SysfsTree, name: &str| {
+        let at = device(PF);
+        tree.link(&format!("{at}/driver"), &format!("../../../../bus/pci/drivers/{name}"))
+            .link(&format!("/sys/bus/pci/drivers/{name}/{PF}"), &format!("../../../../devices/pci0000:00/{PF}"))
+    };
+    let on = igb_pf(SysfsTree::new(), 0);
+    let off =
+        ["sriov_totalvfs", "sriov_numvfs", "sriov_vf_device"].iter().fold(on.clone(), |tree, name| tree.without(&format!("{}/{name}", device(PF))));
+    let none = on.clone().file(&format!("{}/sriov_totalvfs", device(PF)), "0\n");
+    let told = FirmwareSettings { enable_sriov: Some(false), total_vfs: Some(16) };
+    let facts = NetFacts { firmware_settings: BTreeMap::from([(address(PF), told.clone())]), ..NetFacts::default() };
+    for (tree, totalvfs) in [(&on, 7), (&off, 0), (&none, 0)] {
+        let found = whole(&driver(tree.clone(), "mlx5_core").build().unwrap().host(), &facts).unwrap().1;
+        assert!(found.faults.is_empty(), "{:?}", found.faults);
+        let [pf] = found.inventory.pfs.as_slice() else { panic!("{:?}", found.inventory.pfs) };
+        assert_eq!((pf.totalvfs, pf.numvfs, &pf.facts.firmware_settings), (totalvfs, 0, &told));
+    }
+    let of = |tree: SysfsTree, facts: &NetFacts| whole(&tree.build().unwrap().host(), facts).unwrap().1.inventory.pfs;
+    assert_eq!(of(driver(off.clone(), "mlx5_core"), &NetFacts::default()), [], "a kernel that does not offer it");
+    assert_eq!(of(driver(off.clone(), "e1000e"), &facts), [], "a driver that is not asked");
+    let vf = driver(off, "mlx5_core").dir("/sys/bus/pci/devices/0000:00:01.0").link(&format!("{}/physfn", device(PF)), "../0000:00:01.0");
+    assert_eq!(of(vf, &facts), [], "a VF");
+    assert_eq!(of(driver(on, "igb"), &facts)[0].facts.firmware_settings, FirmwareSettings::default(), "a driver that is not asked");
+}
+
+#[test]
 fn one_bad_device_does_not_hide_another() {
     let bad = "0000:00:1f.0";
     let tree = igb_pf(SysfsTree::new(), 1)

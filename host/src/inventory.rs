@@ -91,12 +91,34 @@ pub struct Facts {
     /// Version of the firmware, as devlink tells it.
     #[serde(default, skip_serializing_if = "is_default")]
     pub firmware: Option<String>,
+    /// What its firmware is told about VFs for its next start (a PF), which need not be what it runs with.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub firmware_settings: FirmwareSettings,
     /// Whether the BARs of its VFs have addresses (a PF); `None` when it has no such BARs or that is not told.
     #[serde(default, skip_serializing_if = "is_default")]
     pub vf_space: Option<bool>,
     /// Version of the driver's module, where it has one of its own.
     #[serde(default, skip_serializing_if = "is_default")]
     pub driver_version: Option<String>,
+}
+
+/// What a NIC's own memory says about VFs, by the kernel's permanent devlink parameters; it counts when the device starts anew. What the driver does not
+/// tell is `None`, and cannot be set either.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirmwareSettings {
+    /// Whether the function shows the SR-IOV capability (`enable_sriov`; bnxt_en since 4.20, mlx5_core since 6.18).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub enable_sriov: Option<bool>,
+    /// The most VFs, which `sriov_totalvfs` is after the next start (`total_vfs`; mlx5_core since 6.18).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub total_vfs: Option<u32>,
+}
+
+impl FirmwareSettings {
+    /// Whether the kernel offers any of them.
+    pub fn is_offered(&self) -> bool {
+        self.enable_sriov.is_some() || self.total_vfs.is_some()
+    }
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -125,7 +147,8 @@ pub struct Pf {
     pub vf_device: Option<DeviceId>,
     /// Bound kernel driver.
     pub driver: Option<String>,
-    /// `sriov_totalvfs`: the most VFs it can have.
+    /// `sriov_totalvfs`: the most VFs it can have. 0 for a function whose firmware has SR-IOV off and can be told otherwise (see
+    /// [`FirmwareSettings`]).
     pub totalvfs: u16,
     /// `sriov_numvfs`: the VFs it has now.
     pub numvfs: u16,

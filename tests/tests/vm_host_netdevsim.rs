@@ -20,6 +20,8 @@ sriov_tests::lab_tests! {
     switchdev_mode_brings_a_representor_for_each_vf_and_goes_back,
     a_health_reporter_that_could_not_recover_is_found_until_it_has,
     an_rdma_device_is_known_by_its_number_and_one_that_its_driver_cannot_move_is_refused,
+    a_parameter_is_read_and_set_in_its_modes_and_a_reload_makes_the_driver_take_it,
+    what_a_driver_has_no_parameter_or_reload_for_is_refused_in_words,
 }
 
 const PROGRAM: &str = "/usr/local/bin/vf-attributes";
@@ -165,5 +167,66 @@ fn an_rdma_device_is_known_by_its_number_and_one_that_its_driver_cannot_move_is_
     let words = String::from_utf8_lossy(&outcome.stderr).into_owned();
     assert!(words.contains("cannot move the RDMA device to another namespace [rxe7]: Operation not supported"), "{words}");
     guest.sh("ip netns del rdma-pod; rdma link del rxe7; ip link del soft0")?;
+    Ok(())
+}
+
+/// A device of its own, because a reload makes its netdevs anew.
+fn reloadable(lab: &Lab) -> Result<&Guest> {
+    let guest = lab.guest(1)?;
+    if guest.run(&["ls", "/sys/bus/netdevsim/devices/netdevsim11"]).is_err() {
+        lab.install(guest, "devlink-params", PARAMS)?;
+        guest.run(&["modprobe", "netdevsim"])?;
+        guest.write_attribute("/sys/bus/netdevsim/new_device", "11 1")?;
+    }
+    Ok(guest)
+}
+
+const PARAMS: &str = "/usr/local/bin/devlink-params";
+
+fn param(guest: &Guest, words: &[&str]) -> Result<Value> {
+    Ok(serde_json::from_str(&guest.run(&[&[PARAMS, "netdevsim", "netdevsim11"], words].concat())?)?)
+}
+
+/// netdevsim has a generic number and a switch of its own, both for the driver's next start.
+fn a_parameter_is_read_and_set_in_its_modes_and_a_reload_makes_the_driver_take_it(lab: &mut Lab) -> Result<()> {
+    let guest = reloadable(lab)?;
+    same("the number", &param(guest, &["show", "max_macs"])?, &json!({ "generic": true, "values": { "driverinit": "32" } }))?;
+    same("the switch", &param(guest, &["show", "test1"])?, &json!({ "generic": false, "values": { "driverinit": "true" } }))?;
+    same("the number that was set", &param(guest, &["set", "max_macs", "driverinit", "16"])?["values"]["driverinit"], &json!("16"))?;
+    same("the switch that was set", &param(guest, &["set", "test1", "driverinit", "false"])?["values"]["driverinit"], &json!("false"))?;
+    // Another program's reading of the same, and what the driver itself works with: its own word for the number is a file.
+    let shown: Value = serde_json::from_str(&guest.run(&["devlink", "-j", "dev", "param", "show", "netdevsim/netdevsim11"])?)?;
+    let value = |name: &str| {
+        shown["param"]["netdevsim/netdevsim11"].as_array()?.iter().find(|param| param["name"] == name)?["values"][0]["value"].clone().into()
+    };
+    same("the number by devlink", &value("max_macs"), &Some(json!(16)))?;
+    same("the switch by devlink", &value("test1"), &Some(json!(false)))?;
+    guest.sh("test -e /sys/kernel/debug/netdevsim || mount -t debugfs none /sys/kernel/debug")?;
+    let works_with = || guest.run(&["cat", "/sys/kernel/debug/netdevsim/netdevsim11/max_macs"]).map(|text| text.trim().to_owned());
+    same("before the reload", &works_with()?, &"32".to_owned())?;
+    same("what the reload did", &param(guest, &["reload", "driver_reinit"])?, &json!(["driver_reinit"]))?;
+    same("after the reload", &works_with()?, &"16".to_owned())
+}
+
+/// The firmware's parameters and its reset need hardware. What is proven here is that their absence is told, and how a kernel's refusal is.
+fn what_a_driver_has_no_parameter_or_reload_for_is_refused_in_words(lab: &mut Lab) -> Result<()> {
+    let guest = reloadable(lab)?;
+    same("a parameter that is not there", &param(guest, &["show", "total_vfs"])?, &Value::Null)?;
+    same("what firmware is told", &param(guest, &["firmware"])?, &json!({}))?;
+    for (words, said) in [
+        (
+            vec!["set", "total_vfs", "permanent", "8"],
+            "cannot set devlink parameter total_vfs of netdevsim/netdevsim11: its driver has no such parameter",
+        ),
+        (vec!["set", "max_macs", "permanent", "8"], "to 8 (permanent): it has driverinit"),
+        (vec!["set", "max_macs", "driverinit", "true"], "to true (driverinit): it has driverinit"),
+        (
+            vec!["reload", "fw_activate"],
+            "cannot reload [netdevsim/netdevsim11: fw_activate]: Operation not supported (os error 95): Requested reload action is not supported",
+        ),
+    ] {
+        let outcome = guest.command(&[&[PARAMS, "netdevsim", "netdevsim11"], words.as_slice()].concat()).outcome()?;
+        assert!(!outcome.success() && outcome.errors().contains(said), "{words:?}: {outcome}");
+    }
     Ok(())
 }

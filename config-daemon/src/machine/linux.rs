@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use sriov_host::discover::Changes;
 use sriov_host::guid::Guid;
 use sriov_host::inventory::Netdev;
-use sriov_host::netlink::devlink::Devlink;
+use sriov_host::netlink::devlink::{ConfigMode, Devlink, ParamError, ParamValue};
 use sriov_host::netlink::ethtool::Ethtool;
 use sriov_host::netlink::rdma::Rdma;
 use sriov_host::netlink::route::uplink;
@@ -302,8 +302,8 @@ fn set_steering(pf: PciAddress, mode: &str) -> Result<(), StepError> {
     const PARAM: &str = "flow_steering_mode";
     let devlink = Devlink::open().map_err(refused)?;
     match devlink.text_param(&pf.into(), PARAM).map_err(refused)? {
-        Some(found) if found != mode => match devlink.set_text_param(&pf.into(), PARAM, mode) {
-            Err(error) if error.is_unsupported() => Ok(()),
+        Some(found) if found != mode => match devlink.set_param(&pf.into(), PARAM, ConfigMode::Runtime, &ParamValue::Text(mode.to_owned())) {
+            Err(ParamError::Refused(error)) if error.is_unsupported() => Ok(()),
             result => result.map_err(refused),
         },
         _ => Ok(()),

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::{DiscoverError, NetFacts};
 use crate::host_use::HostNetwork;
-use crate::inventory::{EswitchMode, RdmaMode};
+use crate::inventory::{EswitchMode, FirmwareSettings, RdmaMode};
 use crate::netlink::devlink::{Device, Devlink};
 use crate::netlink::rdma::Rdma;
 use crate::netlink::{Link, NetlinkError, Route};
@@ -30,6 +30,8 @@ pub trait Answers {
     fn eswitch_mode(&self, pf: PciAddress) -> Result<Option<EswitchMode>, NetlinkError>;
     /// Version of a PF's firmware.
     fn firmware(&self, pf: PciAddress) -> Option<String>;
+    /// What a PF's firmware is told about VFs for its next start.
+    fn firmware_settings(&self, pf: PciAddress) -> FirmwareSettings;
     /// What the PF with this netdev reports of its VFs.
     fn vfs(&self, ifindex: u32) -> Result<Vec<VfAttributes>, NetlinkError>;
 }
@@ -80,6 +82,11 @@ impl Answers for Kernel {
         self.devlink.firmware(&Device::from(pf)).ok().flatten()
     }
 
+    fn firmware_settings(&self, pf: PciAddress) -> FirmwareSettings {
+        // What cannot be read cannot be set either, and is then told like a driver without these parameters.
+        self.devlink.firmware_settings(&Device::from(pf)).unwrap_or_default()
+    }
+
     fn vfs(&self, ifindex: u32) -> Result<Vec<VfAttributes>, NetlinkError> {
         self.route.vfs(ifindex)
     }
@@ -109,6 +116,10 @@ impl Answers for NetFacts {
 
     fn firmware(&self, pf: PciAddress) -> Option<String> {
         self.firmware.get(&pf).cloned()
+    }
+
+    fn firmware_settings(&self, pf: PciAddress) -> FirmwareSettings {
+        self.firmware_settings.get(&pf).cloned().unwrap_or_default()
     }
 
     fn vfs(&self, ifindex: u32) -> Result<Vec<VfAttributes>, NetlinkError> {

@@ -5,7 +5,7 @@
 //! Invariants: after any changes that the kernel announced, a look that begins with the last one finds what a whole look finds; where that is not
 //! certain (faults, virtual machines, links of unknown origin, errors) the look is a whole one. What the host does with its links (addresses, routes,
 //! storage) is read at each look. Some changes are never announced (`sriov_drivers_autoprobe`, the eswitch mode of some drivers, the boot loader's
-//! configuration), so that what is kept has an age at which it ends.
+//! configuration, settings of firmware), so that what is kept has an age at which it ends.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::answers::{Answers, Kernel};
 use super::changes::Changes;
 use super::reader::Reader;
-use super::{DiscoverError, NetFacts, Survey, ask, is_pf, whole};
+use super::{DiscoverError, NetFacts, Survey, ask, is_pf, may_be_off, whole};
 use crate::inventory::{Inventory, Pf};
 use crate::netlink::Link;
 use crate::pci::PciAddress;
@@ -108,7 +108,9 @@ impl Kept {
         let mut faults = Vec::new();
         for pf in &pfs {
             self.forget(*pf);
-            if is_pf(host.sysfs(), *pf) {
+            if !is_pf(host.sysfs(), *pf) && !may_be_off(host, *pf) {
+                self.facts.firmware_settings.remove(pf);
+            } else {
                 faults.extend(ask(host, answers, *pf, &mut self.facts).map(|error| (*pf, error)));
             }
         }
@@ -157,7 +159,7 @@ impl Kept {
         let mut pfs = BTreeSet::new();
         for function in &named.functions {
             let pf = host.sysfs().read_link_name(format!("{}/physfn", pci_device(*function)))?.and_then(|name| name.parse().ok());
-            pfs.extend(pf.or_else(|| is_pf(host.sysfs(), *function).then_some(*function)));
+            pfs.extend(pf.or_else(|| (is_pf(host.sysfs(), *function) || may_be_off(host, *function)).then_some(*function)));
         }
         pfs.extend(self.inventory.pfs.iter().filter(|pf| self.concerns(pf, named)).map(|pf| pf.address));
         Ok(pfs)

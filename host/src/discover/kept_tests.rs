@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::host_use::HostNetwork;
-use crate::inventory::{EswitchMode, RdmaMode};
+use crate::inventory::{EswitchMode, FirmwareSettings, RdmaMode};
 use crate::mac::MacAddr;
 use crate::netlink::{InterfaceAddress, NetlinkError, Stack};
 use crate::sysfs::OPERATIONS;
@@ -282,6 +282,10 @@ impl Answers for Counted<'_> {
         self.facts().firmware(pf)
     }
 
+    fn firmware_settings(&self, pf: PciAddress) -> FirmwareSettings {
+        self.facts().firmware_settings(pf)
+    }
+
     fn vfs(&self, ifindex: u32) -> Result<Vec<VfAttributes>, NetlinkError> {
         self.facts().vfs(ifindex)
     }
@@ -419,4 +423,25 @@ fn facts_of_the_machine_stay_as_they_were_read() {
     let later = NetFacts { rdma_mode: Some(RdmaMode::Shared), ..facts.clone() };
     let look = kept.look_with(&host.host(), &later, &loaded).unwrap();
     assert_eq!((look.read, look.survey.inventory.kernel.rdma_mode), (named(&[]), Some(RdmaMode::Shared)));
+}
+
+#[test]
+fn what_firmware_is_told_is_asked_once_and_a_function_is_a_pf_as_soon_as_its_driver_tells() {
+    let told = |total| FirmwareSettings { enable_sriov: Some(true), total_vfs: Some(total) };
+    let (at, at_off) = (address(&pf_address(0)), address("0000:0f:00.0"));
+    let off = format!("/sys/bus/pci/devices/{at_off}");
+    let facts = |total| NetFacts { firmware_settings: [(at, told(total)), (at_off, told(8))].into(), ..World::new(1, 1).facts() };
+    let base = World::new(1, 1).tree();
+    let (without, with) = (function(base.clone(), &off, "0x101d", None), function(base, &off, "0x101d", Some("mlx5_core")));
+    let mut kept = KeptSurvey::default();
+    let mut read = |tree: &SysfsTree, total: u32, function: PciAddress| {
+        let mut changes = Changes::default();
+        changes.add_function(function);
+        let found = kept.look_with(&tree.build().unwrap().host(), &facts(total), &changes).unwrap().survey.inventory.pfs;
+        found.into_iter().map(|pf| (pf.address, pf.totalvfs, pf.facts.firmware_settings.total_vfs)).collect::<Vec<_>>()
+    };
+    assert_eq!(read(&without, 8, at), [(at, 8, Some(8))]);
+    assert_eq!(read(&without, 16, at), [(at, 8, Some(8))], "an event of the PF is no reason to ask its firmware again");
+    assert_eq!(read(&with, 16, at_off), [(at, 8, Some(8)), (at_off, 0, Some(8))]);
+    assert_eq!(read(&without, 16, at_off), [(at, 8, Some(8))]);
 }

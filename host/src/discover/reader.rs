@@ -12,7 +12,7 @@ use super::{DiscoverError, NetFacts, is_lone, is_pf, link_by_index, link_speed, 
 use crate::function::{Vdpa, identity};
 use crate::guid::Guid;
 use crate::host_use::HostUse;
-use crate::inventory::{EswitchMode, Facts, Netdev, Pf, Vf};
+use crate::inventory::{EswitchMode, Facts, FirmwareSettings, Netdev, Pf, Vf};
 use crate::netlink::Link;
 use crate::netlink::route::uplink;
 use crate::nic::vf_space;
@@ -56,13 +56,17 @@ impl<'a> Reader<'a> {
 
     /// One PF; `None` when there is no such function or it cannot have VFs.
     pub(super) fn pf(&self, address: PciAddress) -> Result<Option<Pf>, DiscoverError> {
-        if !is_pf(self.host.sysfs(), address) {
+        let settings = self.facts.firmware_settings.get(&address).cloned().unwrap_or_default();
+        let is_off = !is_pf(self.host.sysfs(), address);
+        if is_off && !settings.is_offered() {
             return self.lone(address);
         }
         let Some(device) = Device::open(self.host, address)? else { return Ok(None) };
         let Some((vendor, id)) = device.ids()? else { return Ok(None) };
-        let Some(totalvfs) = device.number("sriov_totalvfs")? else { return Ok(None) };
-        let Some(numvfs) = device.number::<u16>("sriov_numvfs")? else { return Ok(None) };
+        // Without the capability there are no such files.
+        let count = |name: &str| Ok::<_, DiscoverError>(device.number::<u16>(name)?.or(is_off.then_some(0)));
+        let Some(totalvfs) = count("sriov_totalvfs")? else { return Ok(None) };
+        let Some(numvfs) = count("sriov_numvfs")? else { return Ok(None) };
         let link = self.link(address);
         let attributes = link.and_then(|link| self.facts.vf_attributes.get(&link.netdev.ifindex)).map(Vec::as_slice).unwrap_or_default();
         let mut attributes: BTreeMap<VfIndex, _> = attributes.iter().map(|attributes| (attributes.index, attributes)).collect();
@@ -89,7 +93,7 @@ impl<'a> Reader<'a> {
             link_speed_mbps: link.and_then(|link| link_speed(self.host.sysfs(), &device.path, &link.netdev)),
             netdev: link.map(|link| link.netdev.clone()),
             vfs,
-            facts: Facts { firmware: self.facts.firmware.get(&address).cloned(), vf_space, ..more },
+            facts: Facts { firmware: self.facts.firmware.get(&address).cloned(), firmware_settings: settings, vf_space, ..more },
             driver,
         }))
     }
@@ -181,6 +185,7 @@ impl<'a> Reader<'a> {
             rdma,
             iommu_type: device.folder.read_opt("iommu_group/type")?,
             firmware: None,
+            firmware_settings: FirmwareSettings::default(),
             vf_space: None,
             driver_version: driver.map(|driver| self.version(device, driver)).transpose()?.flatten(),
         })

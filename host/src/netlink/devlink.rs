@@ -1,10 +1,13 @@
-//! I/O: devlink (generic netlink): the eswitch mode of a device, one driver parameter, the firmware's version.
+//! I/O: devlink (generic netlink): the eswitch mode of a device, the firmware's version, health reporters.
 //!
-//! What does not live here: when to change a mode (the planner decides).
+//! What does not live here: parameters and reloads (`params`), when to change a mode (the planner decides).
 //!
 //! Invariant: a kernel without devlink, and a driver without an eswitch, are in legacy mode; only an answer says otherwise.
 
+mod params;
+
 use netlink_packet_core::{DefaultNla, NLM_F_DUMP};
+pub use params::{ConfigMode, Param, ParamError, ParamValue, ReloadAction};
 
 use super::attribute::{find, text_of, u8_of, u16_of, walk};
 use super::generic::{Family, bytes, text};
@@ -31,20 +34,12 @@ pub struct Device {
 const DEVLINK_VERSION: u8 = 1;
 const DEVLINK_CMD_ESWITCH_GET: u8 = 29;
 const DEVLINK_CMD_ESWITCH_SET: u8 = 30;
-const DEVLINK_CMD_PARAM_GET: u8 = 38;
-const DEVLINK_CMD_PARAM_SET: u8 = 39;
 const DEVLINK_CMD_INFO_GET: u8 = 51;
 const DEVLINK_CMD_HEALTH_REPORTER_GET: u8 = 52;
 const DEVLINK_ATTR_BUS_NAME: u16 = 1;
 const DEVLINK_ATTR_DEV_NAME: u16 = 2;
 const DEVLINK_ATTR_ESWITCH_MODE: u16 = 25;
-const DEVLINK_ATTR_PARAM: u16 = 80;
 const DEVLINK_ATTR_PARAM_NAME: u16 = 81;
-const DEVLINK_ATTR_PARAM_TYPE: u16 = 83;
-const DEVLINK_ATTR_PARAM_VALUES_LIST: u16 = 84;
-const DEVLINK_ATTR_PARAM_VALUE: u16 = 85;
-const DEVLINK_ATTR_PARAM_VALUE_DATA: u16 = 86;
-const DEVLINK_ATTR_PARAM_VALUE_CMODE: u16 = 87;
 const DEVLINK_ATTR_INFO_VERSION_RUNNING: u16 = 101;
 const DEVLINK_ATTR_INFO_VERSION_NAME: u16 = 103;
 const DEVLINK_ATTR_INFO_VERSION_VALUE: u16 = 104;
@@ -58,9 +53,6 @@ const DEVLINK_GROUP: &str = "config";
 const ANNOUNCEMENT_BYTES: usize = 32 * 1024;
 const DEVLINK_ESWITCH_MODE_LEGACY: u16 = 0;
 const DEVLINK_ESWITCH_MODE_SWITCHDEV: u16 = 1;
-const DEVLINK_PARAM_CMODE_RUNTIME: u8 = 0;
-/// `NLA_STRING` of include/net/netlink.h, as which a text parameter is typed.
-const NLA_STRING: u8 = 5;
 
 /// Names under which drivers tell the version of the whole firmware, in order of preference (Documentation/networking/devlink/devlink-info.rst, v6.12).
 const FIRMWARE_NAMES: [&str; 4] = ["fw", "fw.version", "fw.mgmt", "fw.bundle_id"];
@@ -119,30 +111,6 @@ impl Devlink {
         let mut attributes = device.attributes();
         attributes.push(bytes(DEVLINK_ATTR_ESWITCH_MODE, &number.to_ne_bytes()));
         self.family.change(&device.subject("set the eswitch mode", &format!(": {word}")), DEVLINK_CMD_ESWITCH_SET, attributes)
-    }
-
-    /// A text parameter of the driver as it runs (`devlink dev param show DEVICE name NAME`); `None` where the driver has none of this name.
-    pub fn text_param(&self, device: &Device, name: &str) -> Result<Option<String>, NetlinkError> {
-        let mut attributes = device.attributes();
-        attributes.push(text(DEVLINK_ATTR_PARAM_NAME, name));
-        match self.family.request(&device.subject("read a driver parameter", &format!(": {name}")), 0, DEVLINK_CMD_PARAM_GET, attributes) {
-            Ok(replies) => Ok(replies.first().and_then(|reply| runtime_text(reply))),
-            // Drivers say EINVAL for a parameter that they do not know.
-            Err(error) if error.is_gone() || error.is_unsupported() || error.is(rustix::io::Errno::INVAL) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Sets a text parameter of the running driver (`devlink dev param set DEVICE name NAME value VALUE cmode runtime`).
-    pub fn set_text_param(&self, device: &Device, name: &str, value: &str) -> Result<(), NetlinkError> {
-        let mut attributes = device.attributes();
-        attributes.extend([
-            text(DEVLINK_ATTR_PARAM_NAME, name),
-            bytes(DEVLINK_ATTR_PARAM_TYPE, &[NLA_STRING]),
-            text(DEVLINK_ATTR_PARAM_VALUE_DATA, value),
-            bytes(DEVLINK_ATTR_PARAM_VALUE_CMODE, &[DEVLINK_PARAM_CMODE_RUNTIME]),
-        ]);
-        self.family.change(&device.subject("set a driver parameter", &format!(": {name}={value}")), DEVLINK_CMD_PARAM_SET, attributes)
     }
 
     /// A version that runs on a device (`devlink dev info DEVICE`), by its name: `fw.app.name` is the DDP profile of Intel's NICs. `None` when the
@@ -236,14 +204,6 @@ impl std::os::fd::AsFd for DevlinkMonitor {
     }
 }
 
-/// The text that a parameter has while the driver runs.
-fn runtime_text(reply: &[u8]) -> Option<String> {
-    let values = find(find(reply, DEVLINK_ATTR_PARAM)?, DEVLINK_ATTR_PARAM_VALUES_LIST)?;
-    let runtime = |value: &&[u8]| find(value, DEVLINK_ATTR_PARAM_VALUE_CMODE).and_then(|mode| mode.first()) == Some(&DEVLINK_PARAM_CMODE_RUNTIME);
-    let value = walk(values).filter(|(kind, _)| *kind == DEVLINK_ATTR_PARAM_VALUE).map(|(_, value)| value).find(runtime)?;
-    find(value, DEVLINK_ATTR_PARAM_VALUE_DATA).and_then(text_of)
-}
-
 fn firmware_of(reply: &[u8]) -> Option<String> {
     FIRMWARE_NAMES.iter().find_map(|name| version_of(reply, name))
 }
@@ -267,24 +227,12 @@ mod tests {
     }
 
     #[test]
-    fn a_function_without_devlink_is_in_legacy_mode_and_has_no_parameters() {
+    fn a_function_without_devlink_is_in_legacy_mode_and_tells_no_version() {
         let devlink = Devlink::open().unwrap();
         assert_eq!(devlink.eswitch_mode_of(&nowhere()).unwrap(), EswitchMode::Legacy);
-        assert_eq!(devlink.text_param(&nowhere(), "flow_steering_mode").unwrap(), None);
         assert_eq!(devlink.firmware(&nowhere()).unwrap(), None);
         devlink.set_eswitch_mode(&nowhere(), EswitchMode::Legacy).unwrap();
         assert!(devlink.set_eswitch_mode(&nowhere(), EswitchMode::Switchdev).is_err(), "only legacy can be had without an eswitch");
-    }
-
-    #[test]
-    fn of_a_parameters_values_the_running_one_is_read() {
-        let value = |cmode: u8, data: &str| {
-            nested(DEVLINK_ATTR_PARAM_VALUE, &[text(DEVLINK_ATTR_PARAM_VALUE_DATA, data), bytes(DEVLINK_ATTR_PARAM_VALUE_CMODE, &[cmode])])
-        };
-        let values = nested(DEVLINK_ATTR_PARAM_VALUES_LIST, &[value(2, "dmfs"), value(0, "smfs")]);
-        let param = nested(DEVLINK_ATTR_PARAM, &[text(DEVLINK_ATTR_PARAM_NAME, "flow_steering_mode"), values]);
-        assert_eq!(runtime_text(&reply(&[param])).as_deref(), Some("smfs"));
-        assert_eq!(runtime_text(&reply(&[nested(DEVLINK_ATTR_PARAM, &[])])), None);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use sriov_host::discover::DiscoverError;
 use sriov_host::driver::DriverError;
 use sriov_host::module::ModuleError;
 use sriov_host::netlink::NetlinkError;
+use sriov_host::netlink::devlink::ParamError;
 use sriov_host::sriov::SriovError;
 use sriov_host::sysfs::SysfsError;
 use sriov_host::uevent::UeventError;
@@ -39,6 +40,12 @@ pub(super) trait Answer: std::fmt::Display {
 impl Answer for UeventError {}
 impl Answer for DiscoverError {}
 impl Answer for KubeletError {}
+
+impl Answer for ParamError {
+    fn errno(&self) -> Option<i32> {
+        Some(Self::errno(self))
+    }
+}
 
 impl Answer for SysfsError {
     fn errno(&self) -> Option<i32> {
