@@ -295,6 +295,11 @@ fn tells_settings(host: &Host, address: PciAddress) -> bool {
     driver::current(host, address).is_ok_and(|driver| driver.is_some_and(|driver| FIRMWARE_DRIVERS.contains(&driver.as_str())))
 }
 
+/// The PFs of the device that a PF is a function of, itself among them, in order of address.
+pub fn functions_of_card(host: &Host, pf: PciAddress) -> Result<Vec<PciAddress>, DiscoverError> {
+    Ok(Functions::list(host)?.pfs.into_iter().filter(|address| address.slot() == pf.slot()).collect())
+}
+
 /// Whether a function is a network function that has neither a PF nor VFs that one could see.
 pub fn is_lone(sysfs: &Sysfs, address: PciAddress) -> bool {
     let device = pci_device(address);

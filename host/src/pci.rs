@@ -38,6 +38,16 @@ impl PciAddress {
         (device < 32 && function < 8).then_some(Self { domain, bus, device, function })
     }
 
+    /// Its function, 0 to 7.
+    pub fn function(self) -> u8 {
+        self.function
+    }
+
+    /// Domain, bus and device: what the functions of one device have in common.
+    pub fn slot(self) -> (u32, u8, u8) {
+        (self.domain, self.bus, self.device)
+    }
+
     /// The routing id of the function on its domain: bus, device and function as one 16-bit number.
     pub fn routing_id(self) -> u16 {
         u16::from(self.bus) << 8 | u16::from(self.device) << 3 | u16::from(self.function)

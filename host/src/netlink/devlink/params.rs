@@ -282,16 +282,13 @@ impl Devlink {
         Ok(FirmwareSettings { enable_sriov, total_vfs })
     }
 
-    /// Writes to the device's own memory what differs of these; what is `None` is left. The switch goes first: it makes `mlx5_core` count VFs for each
-    /// function by itself.
+    /// Writes these to the device's own memory; what is `None` is left. The switch goes first: it makes `mlx5_core` count VFs for each function by
+    /// itself. Written also where they are so, because the function that is told next may change that for this one.
     pub fn set_firmware_settings(&self, device: &Device, wanted: &FirmwareSettings) -> Result<(), ParamError> {
-        let now = self.firmware_settings(device)?;
-        if let Some(on) = wanted.enable_sriov.filter(|on| now.enable_sriov != Some(*on)) {
+        if let Some(on) = wanted.enable_sriov {
             self.set_param(device, ENABLE_SRIOV, ConfigMode::Permanent, &ParamValue::Bool(on))?;
         }
-        // Asked again: the switch may have changed it.
-        let now = self.firmware_settings(device)?;
-        if let Some(total) = wanted.total_vfs.filter(|total| now.total_vfs != Some(*total)) {
+        if let Some(total) = wanted.total_vfs {
             self.set_param(device, TOTAL_VFS, ConfigMode::Permanent, &ParamValue::U32(total))?;
         }
         Ok(())
