@@ -10,6 +10,10 @@ use sriov_host::nic::{Nic, Platform};
 
 use crate::nic_names;
 use crate::observed::Observed;
+use crate::plan::firmware::{MELLANOX, by_hand_of, words};
+
+/// A number of VFs that most NICs can have, for a command that somebody is to type.
+const EXAMPLE_VFS: u16 = 8;
 
 /// Something that is in the way.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,8 +97,17 @@ fn of_nic(nic: &Nic, observed: &Observed) -> Vec<Finding> {
     let model = nic_names::name(nic.vendor, nic.device).map_or(String::new(), |model| format!(" {model}"));
     let object = format!("NIC {} {}:{}{model}{name}", nic.address, nic.vendor, nic.device);
     let mut findings = Vec::new();
+    let told = observed.pf(nic.address).map(|pf| &pf.facts.firmware_settings).filter(|told| told.is_offered());
     match nic.totalvfs {
         None if nic.driver.as_deref().is_some_and(|driver| driver.starts_with("virtio")) => {}
+        None | Some(0) if told.is_some() => {
+            let cure = "name it in a policy: its firmware is then told to allow the VFs, and the node is rebooted for that, once";
+            findings.push(finding(false, &object, format!("SR-IOV is off in its firmware ({})", told.map(words).unwrap_or_default()), cure));
+        }
+        None | Some(0) if nic.vendor == MELLANOX => {
+            let problem = "it has no VFs to give: SR-IOV is off in its firmware, which this kernel cannot change (Linux 6.18 and later can)";
+            findings.push(finding(true, &object, problem, by_hand_of(nic.vendor, nic.address, EXAMPLE_VFS)));
+        }
         None => {
             let cure = "if it can do SR-IOV, switch that on in the NIC's or the machine's firmware setup; in a virtual machine it cannot have VFs of its own";
             findings.push(finding(false, &object, "it shows no SR-IOV capability", cure));
@@ -107,7 +120,13 @@ fn of_nic(nic: &Nic, observed: &Observed) -> Vec<Finding> {
                 "raise the number of VFs in the NIC's firmware setup, then reboot",
             ));
         }
-        Some(_) => {}
+        Some(total) => {
+            let other = told.filter(|told| told.enable_sriov == Some(false) || told.total_vfs.is_some_and(|told| told != u32::from(total)));
+            findings.extend(other.map(|told| {
+                let problem = format!("its firmware is told {} for its next start, and runs with {total} VFs at most", words(told));
+                finding(false, &object, problem, "reboot; a node whose policies need it is drained and rebooted by itself")
+            }));
+        }
     }
     if nic.totalvfs.is_some() && nic.driver.is_none() {
         findings.push(finding(
@@ -160,6 +179,7 @@ fn users(observed: &Observed) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use sriov_host::host_use::HostUse;
+    use sriov_host::inventory::FirmwareSettings;
 
     use super::*;
     use crate::machine::Machine as _;
@@ -202,7 +222,17 @@ mod tests {
         expect(&Observed { vfio_pci_loaded: false, ..well() }, &good, "it is not loaded", "modprobe vfio-pci");
         expect(&well(), &Platform { lockdown: Some("integrity".to_owned()), ..good.clone() }, "locked down (integrity", "firmware's setup");
         expect(&well(), &nic(Some(7), None, None), "it has no driver", "load its kernel driver");
-        expect(&well(), &nic(Some(0), Some("mlx5_core"), None), "sriov_totalvfs is 0", "raise the number");
+        expect(&well(), &nic(Some(0), Some("ixgbe"), None), "sriov_totalvfs is 0", "raise the number");
+        let mut mellanox = nic(None, Some("mlx5_core"), None);
+        mellanox.nics[0].vendor = MELLANOX;
+        expect(&well(), &mellanox, "SR-IOV is off in its firmware, which this kernel", "mstconfig -d 0000:01:00.0 set SRIOV_EN=1 NUM_OF_VFS=8");
+        let told = |enable_sriov, total_vfs| {
+            let mut told = well();
+            told.inventory.pfs[0].facts.firmware_settings = FirmwareSettings { enable_sriov, total_vfs };
+            told
+        };
+        expect(&told(Some(false), Some(8)), &mellanox, "off in its firmware (total_vfs 8, enable_sriov false)", "name it in a policy");
+        expect(&told(Some(true), Some(32)), &good, "told total_vfs 32, enable_sriov true for its next start, and runs with 7", "reboot");
         expect(&well(), &nic(None, Some("e1000e"), None), "no SR-IOV capability", "switch that on");
         expect(&well(), &nic(Some(7), Some("igb"), Some(false)), "no address space", "pci=realloc");
         let listed = Observed { supported_nics: Some(SupportedNics::default()), ..well() };

@@ -60,6 +60,14 @@ pub enum StepError {
         /// The kernel's number of the answer, where there was one.
         errno: Option<i32>,
     },
+    /// A NIC's firmware cannot be told by the kernel.
+    #[error("{said}: {cure}")]
+    Firmware {
+        /// What the kernel said.
+        said: String,
+        /// What to do.
+        cure: String,
+    },
     /// Somebody took the VF between looking and acting.
     #[error("VF {vf} was taken into use by {user} in the meantime")]
     VfTaken {
@@ -106,7 +114,7 @@ impl StepError {
             Self::Refused { .. } => Cure::Time,
             // What the machine or the driver has no room for it has not a second later either.
             Self::NoVfs { errno: Some(errno), .. } if [Errno::AGAIN, Errno::BUSY].iter().any(|known| known.raw_os_error() == *errno) => Cure::Time,
-            Self::NoVfs { .. } => Cure::Change,
+            Self::NoVfs { .. } | Self::Firmware { .. } => Cure::Change,
             Self::VfTaken { .. } => Cure::Leave,
         }
     }

@@ -26,6 +26,7 @@ use sriov_config_daemon::metrics::Metrics;
 use sriov_config_daemon::node_state::{self, Settings};
 use sriov_config_daemon::observed::Observed;
 use sriov_config_daemon::ovsdb::DEFAULT_SOCKET;
+use sriov_config_daemon::plan::firmware::MELLANOX;
 use sriov_config_daemon::plan::plan;
 use sriov_config_daemon::reboot::Rebooter;
 use sriov_config_daemon::situation::DriftPolicy;
@@ -118,6 +119,9 @@ struct MachineArgs {
     /// Make and remove the Open vSwitch bridges that policies name.
     #[arg(long)]
     manage_software_bridges: bool,
+    /// Parts for vendors that are left out, separated by commas: "mellanox" leaves the firmware settings of NICs of vendor 15b3 as they are.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    disable_plugins: Vec<Plugin>,
     /// Socket of Open vSwitch's database, below --root.
     #[arg(long, env = "OVSDB_SOCKET_PATH", default_value = DEFAULT_SOCKET)]
     ovs_socket_path: String,
@@ -142,6 +146,9 @@ struct Run {
     /// What happens when somebody changes the machine after it was configured.
     #[arg(long, env = "SRIOV_DRIFT_POLICY", value_enum, default_value_t = Drift::Repair)]
     drift: Drift,
+    /// Before a reboot for settings of a NIC's firmware, do not ask the kernel to reset the NIC.
+    #[arg(long)]
+    no_firmware_reset: bool,
     /// Folder into which the chart puts the CNI plugin; told when this machine's distribution looks for plugins elsewhere.
     #[arg(long, env = "SRIOV_CNI_BIN_PATH")]
     cni_bin_path: Option<String>,
@@ -151,6 +158,12 @@ struct Run {
     /// "systemd" lets the unit of systemd mode apply at boot what this node was last asked for.
     #[arg(long, env = "CONFIGURATION_MODE", default_value = "daemon")]
     configuration_mode: String,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Plugin {
+    /// NVIDIA, once Mellanox.
+    Mellanox,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -426,6 +439,7 @@ impl Run {
                 Drift::Ignore => DriftPolicy::Ignore,
             },
             rebooter: Rebooter::new(&self.machine.root),
+            resets_firmware: !self.no_firmware_reset,
             log_level: set_log_level,
         }
     }
@@ -437,7 +451,8 @@ impl MachineArgs {
     }
 
     fn open(&self) -> Linux {
-        let machine = Linux::new(&self.root, Store::new(&self.root, &self.pools_file)).with_kubelet(self.kubelet());
+        let left = self.disable_plugins.iter().map(|Plugin::Mellanox| MELLANOX).collect();
+        let machine = Linux::new(&self.root, Store::new(&self.root, &self.pools_file)).with_kubelet(self.kubelet()).leaving_firmware(left);
         if self.manage_software_bridges { machine.with_bridges(Ovs::new(&self.root, &self.ovs_socket_path)) } else { machine }
     }
 }

@@ -81,6 +81,8 @@ pub struct Settings {
     pub drift: DriftPolicy,
     /// How the machine is rebooted.
     pub rebooter: Rebooter,
+    /// Whether firmware that waits for a reboot is reset before it.
+    pub resets_firmware: bool,
     /// Takes the `logLevel` of the operator configuration, each time that it changes.
     pub log_level: fn(Option<i64>),
 }

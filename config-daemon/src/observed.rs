@@ -12,7 +12,7 @@ use sriov_crds::bridge::OvsBridge;
 use sriov_crds::node_state::Interface;
 use sriov_host::driver::is_userspace;
 use sriov_host::host_use::HostUse;
-use sriov_host::inventory::{EswitchMode, Inventory, Pf, RdmaMode, Vf};
+use sriov_host::inventory::{EswitchMode, FirmwareSettings, Inventory, Pf, RdmaMode, Vf};
 use sriov_host::pci::{DeviceId, PciAddress, VendorId};
 
 use crate::bridges::{Bridges, pf_of};
@@ -61,6 +61,15 @@ pub struct Observed {
     /// Records of the PFs that we configure.
     #[serde(default)]
     pub records: BTreeMap<PciAddress, Record>,
+    /// What this program told the firmware of PFs, until it runs with it or is told otherwise.
+    #[serde(default)]
+    pub staged_firmware: BTreeMap<PciAddress, Staging>,
+    /// Vendors whose NICs' firmware is left as it is.
+    #[serde(default)]
+    pub left_firmware: BTreeSet<VendorId>,
+    /// What tells this start of the machine from all others.
+    #[serde(default)]
+    pub boot_id: String,
     /// VFs that a pod uses, by address, with the pod's side as the CNI wrote it down.
     #[serde(default)]
     pub vfs_in_use: BTreeMap<PciAddress, String>,
@@ -91,6 +100,17 @@ pub struct Record {
     /// Eswitch mode of the PF before we first touched it; absent in a record of the Go operator, which knew legacy alone.
     #[serde(rename = "originalEswitchMode", default, skip_serializing_if = "Option::is_none")]
     pub original_eswitch_mode: Option<EswitchMode>,
+}
+
+/// What `/etc/sriov-operator/firmware/<address>` holds: what this program told a PF's firmware.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Staging {
+    /// The start of the machine in which it was told.
+    pub boot: String,
+    /// What it was told before.
+    pub before: FirmwareSettings,
+    /// What it was told.
+    pub wanted: FirmwareSettings,
 }
 
 /// The content of the ConfigMap `supported-nic-ids`.

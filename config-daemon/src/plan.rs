@@ -9,6 +9,7 @@
 mod bridge;
 pub mod disruption;
 pub mod family;
+pub mod firmware;
 mod iommu;
 pub mod order;
 pub mod refusal;
@@ -37,6 +38,10 @@ pub struct Plan {
     pub refusals: Vec<Refusal>,
     /// What must happen to pods before the refusals that wait for them go away.
     pub disruption: Disruption,
+    /// What the machine must be rebooted for when the steps are done, which stage it. Until then it is not rebooted for that.
+    pub reboot_follows: Vec<String>,
+    /// A PF of each card whose firmware takes what it was told when it is reset, which may be tried before a reboot.
+    pub reset_firmware: BTreeSet<PciAddress>,
     /// PFs whose driver takes steps of several VFs at the same time.
     pub parallel_vfs: BTreeSet<PciAddress>,
 }
@@ -65,6 +70,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
         }
     }
     bridge::leftovers(desired, observed, &mut plan);
+    firmware::settle(desired, observed, &mut plan);
     plan.steps.splice(first..first, machine_steps(observed, &plan.steps));
     plan
 }
@@ -73,6 +79,16 @@ impl Plan {
     /// Whether nothing is left to do and nothing was refused.
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty() && self.refusals.is_empty()
+    }
+
+    /// What happens to pods, in the word for a status: the worst of what is needed now and of what follows the steps.
+    pub fn disruption_word(&self) -> &'static str {
+        if self.reboot_follows.is_empty() { self.disruption.as_str() } else { Disruption::Reboot(String::new()).as_str() }
+    }
+
+    /// Whether something is refused of a PF for this reason.
+    fn refuses(&self, pf: PciAddress, reason: Reason) -> bool {
+        self.refusals.iter().any(|refusal| refusal.pf == Some(pf) && refusal.reason == reason)
     }
 
     /// Whether a step of this plan removes or creates VFs of the PF.
@@ -231,7 +247,11 @@ impl fmt::Display for Plan {
         for refusal in &self.refusals {
             writeln!(f, "refused ({}): {}", refusal.reason.as_str(), refusal.message)?;
         }
-        writeln!(f, "disruption: {}", self.disruption)
+        write!(f, "disruption: {}", self.disruption)?;
+        if !self.reboot_follows.is_empty() {
+            write!(f, ", then {}", Disruption::Reboot(self.reboot_follows.join("; ")))?;
+        }
+        writeln!(f)
     }
 }
 

@@ -165,7 +165,7 @@ fn plan_status(plan: &Plan, observed: &Observed) -> PlanStatus {
         message: refusal.message.clone(),
     };
     PlanStatus {
-        disruption: Some(plan.disruption.as_str().to_owned()),
+        disruption: Some(plan.disruption_word().to_owned()),
         steps: plan.steps.iter().map(ToString::to_string).collect(),
         evict_resources: evict_resources(plan, observed),
         refusals: plan.refusals.iter().map(refusal).collect(),

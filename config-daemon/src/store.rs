@@ -1,11 +1,12 @@
 //! I/O: the files that outlive this process: records of the PFs that we configure, the device plugin's pools, udev rules; in rooms of their own what
-//! is remembered of the cluster (`kept`) and of bridges (`bridges`), and, only read, which VFs pods use (`vfs`).
+//! is remembered of the cluster (`kept`), of bridges (`bridges`) and of firmware (`firmware`), and, only read, which VFs pods use (`vfs`).
 //!
 //! What does not live here: what the files mean for a plan.
 //!
 //! Invariant: a file is replaced whole (written beside, synced, renamed, folder synced), so that a reader and a power cut see the old or the new one.
 
 mod bridges;
+mod firmware;
 mod kept;
 mod vfs;
 

@@ -43,9 +43,20 @@ fn pf_row(pf: &Pf) -> Vec<String> {
         mac,
         mtu,
         state,
-        format!("{} of {}", pf.numvfs, pf.totalvfs),
+        vfs_cell(pf),
         nic_names::name(pf.vendor, pf.device).unwrap_or_default(),
     ]
+}
+
+/// VFs there are and the most there can be, with what firmware is told where that differs.
+fn vfs_cell(pf: &Pf) -> String {
+    let (now, told) = (format!("{} of {}", pf.numvfs, pf.totalvfs), &pf.facts.firmware_settings);
+    match (told.enable_sriov, told.total_vfs) {
+        (Some(false), _) if pf.totalvfs > 0 => format!("{now} (SR-IOV off at the next start)"),
+        (Some(false), _) => format!("{now} (SR-IOV off in firmware)"),
+        (_, Some(total)) if total != u32::from(pf.totalvfs) => format!("{now} ({total} at the next start)"),
+        _ => now,
+    }
 }
 
 fn vf_row(vf: &Vf) -> Vec<String> {
@@ -80,9 +91,26 @@ fn netdev_cells(netdev: Option<&Netdev>) -> [String; 4] {
 
 #[cfg(test)]
 mod tests {
+    use sriov_host::inventory::FirmwareSettings;
+
     use super::*;
     use crate::machine::Machine as _;
     use crate::machine::sim::Sim;
+
+    #[test]
+    fn what_firmware_is_told_is_shown_where_it_runs_with_something_else() {
+        let sim = Sim::with_pfs(&["0000:01:00.0"]);
+        let cell = |totalvfs, enable_sriov, total_vfs| {
+            let mut pf = sim.observe().unwrap().inventory.pfs.remove(0);
+            (pf.totalvfs, pf.facts.firmware_settings) = (totalvfs, FirmwareSettings { enable_sriov, total_vfs });
+            vfs_cell(&pf)
+        };
+        assert_eq!(cell(7, None, None), "0 of 7");
+        assert_eq!(cell(8, Some(true), Some(8)), "0 of 8");
+        assert_eq!(cell(8, Some(true), Some(32)), "0 of 8 (32 at the next start)");
+        assert_eq!(cell(0, Some(false), Some(8)), "0 of 0 (SR-IOV off in firmware)");
+        assert_eq!(cell(8, Some(false), None), "0 of 8 (SR-IOV off at the next start)");
+    }
 
     #[test]
     fn vfs_stand_below_their_pf() {

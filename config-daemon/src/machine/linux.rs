@@ -1,17 +1,18 @@
 //! I/O: this machine: each step as the host's verbs, with its deadline.
 //!
-//! What does not live here: what to do and in which order (`plan`), looking (`look`, `clouds`), vDPA devices (`vdpa_devices`), what a refusal of the
-//! kernel means (`answer`).
+//! What does not live here: what to do and in which order (`plan`), looking (`look`, `clouds`), vDPA devices (`vdpa_devices`), settings of
+//! firmware (`firmware`), what a refusal of the kernel means (`answer`).
 //!
 //! Invariants: PF and VF are looked up when a step is performed; a VF that a pod took after the look is not changed.
 
 mod answer;
 mod clouds;
+mod firmware;
 mod look;
 mod no_vfs;
 mod vdpa_devices;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ use sriov_host::netlink::ethtool::Ethtool;
 use sriov_host::netlink::rdma::Rdma;
 use sriov_host::netlink::route::uplink;
 use sriov_host::netlink::{LinkChange, Route};
-use sriov_host::pci::PciAddress;
+use sriov_host::pci::{PciAddress, VendorId};
 use sriov_host::uevent::UeventSocket;
 use sriov_host::vf::{VfIndex, VfSetting};
 use sriov_host::{Host, discover, driver, kernel, module, sriov};
@@ -58,13 +59,15 @@ pub struct Linux {
     kept: Arc<Mutex<KeptLook>>,
     /// Set where bridges are managed.
     ovs: Option<Ovs>,
+    /// Vendors whose NICs' firmware is left as it is.
+    left_firmware: BTreeSet<VendorId>,
 }
 
 impl Linux {
     /// The machine whose `/sys` is below `root`; netlink speaks to this process's network namespace, which must be the host's.
     pub fn new(root: &Path, store: Store) -> Self {
         let kubelet = Kubelet::at(root, kubelet::DEFAULT_FOLDER);
-        Self { host: Host::at(root), store, kubelet, networks: Arc::default(), kept: Arc::default(), ovs: None }
+        Self { host: Host::at(root), store, kubelet, networks: Arc::default(), kept: Arc::default(), ovs: None, left_firmware: BTreeSet::new() }
     }
 
     /// The same machine with this kubelet.
@@ -88,6 +91,12 @@ impl Linux {
     /// The database of bridges, where they are managed.
     pub fn ovsdb(&self) -> Option<&Ovsdb> {
         self.ovs.as_ref().map(Ovs::ovsdb)
+    }
+
+    /// The same machine, whose NICs of these vendors keep the settings of their firmware.
+    #[must_use]
+    pub fn leaving_firmware(self, left_firmware: BTreeSet<VendorId>) -> Self {
+        Self { left_firmware, ..self }
     }
 
     fn ovs(&self) -> Result<&Ovs, StepError> {
@@ -248,6 +257,9 @@ impl Machine for Linux {
             Step::MakeBridge { pf, wanted, netdev } => self.ovs()?.make(&self.store, *pf, wanted, netdev),
             Step::CorrectBridge { pf, wanted, netdev } => self.ovs()?.correct(&self.store, *pf, wanted, netdev),
             Step::RemoveBridge { name, .. } => self.ovs()?.remove(&self.store, name),
+            Step::StageFirmware { pf, settings, before } => self.stage_firmware(*pf, settings, before),
+            Step::KeepFirmware { pf, settings } => self.stage_firmware(*pf, settings, settings),
+            Step::UnstageFirmware { pf, settings } => self.unstage_firmware(*pf, settings),
             Step::NameRepresentors { pf, base } => name_representors(*pf, base),
             Step::BindDriver { pf, vf, driver } => self.bind(*pf, *vf, *driver),
             Step::SetVfMtu { pf, vf, mtu } => {

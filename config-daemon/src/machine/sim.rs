@@ -4,22 +4,24 @@
 //! their settings; VFs may be seen late; they get a driver by themselves only when autoprobe is on; VFs of a PF whose autoprobe is off cannot get their kernel driver; a VF
 //! probes with its administrative MAC, or with a random one; an administrative MAC does not reach a netdev that exists; the netdev is gone while
 //! another driver has the VF; an eswitch changes its mode as its family wants it and loses it with the VFs; bnxt_en ignores the number of VFs while
-//! its PF is down; Open vSwitch has an interface once; representors come and go with switchdev mode; a vDPA device needs its bus driver and goes with the VF's kernel driver. Any step can be told to fail. Steps may come from several threads.
+//! its PF is down; firmware runs with what it was told from the next start of the machine on, and counts VFs for each function of a card from the first
+//! setting on, with 0 for those that were not told; Open vSwitch has an interface once; representors come and go with switchdev mode; a vDPA device needs its bus driver and goes with the VF's kernel driver. Any step can be told to fail. Steps may come from several threads.
 //!
 //! Invariant: it counts what must never happen (`crimes`), so that tests need not look for it.
 
+use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard};
 
 use sriov_crds::bridge::OvsBridge;
 use sriov_host::function::Vdpa;
-use sriov_host::inventory::{EswitchMode, Facts, Inventory, Iommu, LinkType, Netdev, Pf, Vf};
+use sriov_host::inventory::{EswitchMode, Facts, FirmwareSettings, Inventory, Iommu, LinkType, Netdev, Pf, Vf};
 use sriov_host::mac::MacAddr;
 use sriov_host::pci::{DeviceId, PciAddress, VendorId};
 use sriov_host::vf::{VfAttributes, VfIndex};
 
 use super::{Machine, ObserveError, StepError};
 use crate::bridges::{Bridges, Found, FoundInterface};
-use crate::observed::Observed;
+use crate::observed::{Observed, Staging};
 use crate::plan::family::{Eswitch, Family, Traffic};
 use crate::plan::step::{Driver, Step, VFIO_PCI};
 
@@ -37,6 +39,10 @@ struct Notes {
     log: Vec<String>,
     crimes: Vec<String>,
     random: u16,
+    /// Functions whose firmware counts for itself.
+    counts_alone: BTreeSet<PciAddress>,
+    /// Firmware starts as it was, whatever it was told.
+    stubborn: bool,
 }
 
 impl Sim {
@@ -70,6 +76,64 @@ impl Sim {
         let inventory = Inventory { iommu, pfs, ..Inventory::default() };
         let vdpa_drivers_loadable = ["vhost_vdpa".to_owned()].into();
         Self::new(Observed { inventory, vdpa_drivers_loadable, vfio_pci_loaded: true, machine_id: "sim".to_owned(), ..Observed::default() })
+    }
+
+    /// Gives a PF firmware that can be told, and runs as it is told now.
+    pub(crate) fn give_firmware(&self, pf: PciAddress, totalvfs: u16) {
+        self.change(|state| {
+            let found = state.inventory.pfs.iter_mut().find(|p| p.address == pf).unwrap();
+            (found.vendor, found.driver, found.totalvfs) = (VendorId(0x15b3), Some("mlx5_core".to_owned()), totalvfs);
+            found.facts.firmware_settings = FirmwareSettings { enable_sriov: Some(totalvfs > 0), total_vfs: Some(u32::from(totalvfs)) };
+            state.boot_id = "boot 0".to_owned();
+        });
+    }
+
+    /// From now on firmware starts as it was.
+    pub(crate) fn make_stubborn(&self) {
+        self.notes().stubborn = true;
+    }
+
+    /// Starts the machine anew: what firmware was told counts, VFs are gone.
+    pub(crate) fn reboot(&self) {
+        let (mut state, stubborn) = (self.state.lock().unwrap(), self.notes().stubborn);
+        state.boot_id.push('+');
+        state.autoprobe_off.clear();
+        state.vfs_in_use.clear();
+        for pf in &mut state.inventory.pfs {
+            (pf.numvfs, pf.vfs, pf.eswitch_mode) = (0, Vec::new(), EswitchMode::Legacy);
+            let told = &pf.facts.firmware_settings;
+            if stubborn || !told.is_offered() {
+                continue;
+            }
+            let total = if told.enable_sriov == Some(false) { 0 } else { told.total_vfs.unwrap_or(7) };
+            let total = u16::try_from(total).unwrap();
+            if total < pf.totalvfs {
+                self.crime(format!("{}: its firmware allows {total} VFs after a reboot, and allowed {} before", pf.address, pf.totalvfs));
+            }
+            pf.totalvfs = total;
+        }
+    }
+
+    /// What `mlx5_core` does (nv_param.c, v6.18): the first setting ends the count for the whole card.
+    fn tell_firmware(&self, state: &mut Observed, pf: PciAddress, settings: &FirmwareSettings) -> Result<(), StepError> {
+        let card: Vec<&mut Pf> = state.inventory.pfs.iter_mut().filter(|p| p.address.slot() == pf.slot()).collect();
+        for member in card {
+            let told = &mut member.facts.firmware_settings;
+            if member.address == pf {
+                if told.is_offered() && settings.total_vfs.is_some_and(|total| total < u32::from(member.totalvfs)) {
+                    self.crime(format!("{pf}: its firmware was told fewer VFs than it runs with"));
+                }
+                if (told.total_vfs.is_none() && settings.total_vfs.is_some()) || (told.enable_sriov.is_none() && settings.enable_sriov.is_some()) {
+                    return Err(StepError::refused("no such parameter"));
+                }
+                *told = settings.clone();
+                self.notes().counts_alone.insert(pf);
+            } else if told.is_offered() && !self.notes().counts_alone.contains(&member.address) {
+                *told = FirmwareSettings { enable_sriov: told.enable_sriov.map(|_| false), total_vfs: told.total_vfs.map(|_| 0) };
+                self.notes().counts_alone.insert(member.address);
+            }
+        }
+        Ok(())
     }
 
     /// The next step whose text begins so fails.
@@ -367,6 +431,18 @@ impl Machine for Sim {
                 }
                 if state.inventory.pfs.iter().any(|p| p.address == *pf && !p.facts.uses.is_empty()) && matches!(step, Step::SetPfMtu { .. }) {
                     self.crime(format!("{pf}: the MTU of a port that the host uses was changed"));
+                }
+            }
+            Step::StageFirmware { pf, settings, .. } | Step::KeepFirmware { pf, settings } => {
+                let before = if let Step::StageFirmware { before, .. } = step { before } else { settings };
+                let staging = Staging { boot: state.boot_id.clone(), before: before.clone(), wanted: settings.clone() };
+                state.staged_firmware.insert(*pf, staging);
+                return self.tell_firmware(&mut state, *pf, settings);
+            }
+            Step::UnstageFirmware { pf, settings } => {
+                state.staged_firmware.remove(pf);
+                if settings.is_offered() {
+                    return self.tell_firmware(&mut state, *pf, settings);
                 }
             }
             Step::AllowNoIommu => state.vfio_without_iommu = true,

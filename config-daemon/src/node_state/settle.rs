@@ -4,8 +4,11 @@
 //!
 //! Invariant: the machine is rebooted at most once for one cause.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use tokio::task::spawn_blocking;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
 use super::inputs::Seen;
@@ -19,6 +22,9 @@ use crate::plan::{Plan, plan};
 use crate::pools::pools;
 use crate::situation::{DriftPolicy, Happening, Situation, moved};
 use crate::status::Phase;
+
+/// Longest wait for the reset of a card's firmware.
+const RESET: Duration = Duration::from_mins(2);
 
 impl Daemon {
     /// Publishes what is left to do, offers what is ready, and goes on with the handshake. `outcome` is that of this round's plan, if there was one.
@@ -108,17 +114,21 @@ impl Daemon {
             }
             next @ Move::Reboot => {
                 self.publisher.tell_now(object, moved(next, residual, heard).as_slice()).await;
-                self.reboot(object, &cause(residual)).await
+                self.reboot(object, residual).await
             }
             Move::Wait(_) | Move::Rest => true,
         }
     }
 
     /// Remembers the cause, then reboots. What could not be remembered is not rebooted for: it might be again and again.
-    async fn reboot(&self, object: &Seen, cause: &str) -> bool {
+    async fn reboot(&self, object: &Seen, residual: &Plan) -> bool {
+        let cause = &cause(residual);
         if let Err(error) = self.machine.remember_reboot(cause) {
             warn!("not rebooting: {error}");
             return false;
+        }
+        if self.settings.resets_firmware {
+            self.reset_firmware(residual).await;
         }
         warn!("rebooting this machine: {cause}");
         let rebooter = self.settings.rebooter.clone();
@@ -131,6 +141,22 @@ impl Daemon {
                 false
             }
             Err(_) => false,
+        }
+    }
+}
+
+impl Daemon {
+    /// Asks the kernel to have firmware start anew with what it was told, because not every machine takes the power from its NICs when it reboots. The
+    /// reboot follows whatever comes of it.
+    async fn reset_firmware(&self, residual: &Plan) {
+        for pf in residual.reset_firmware.iter().copied() {
+            let machine = Arc::clone(&self.machine);
+            match timeout(RESET, spawn_blocking(move || machine.reset_firmware(pf))).await {
+                Ok(Ok(Ok(performed))) => info!("the firmware of {pf} and its card was reset ({})", performed.join(", ")),
+                Ok(Ok(Err(error))) => warn!("the firmware of {pf} is not reset before the reboot: {error}"),
+                Ok(Err(error)) => warn!("the firmware of {pf} is not reset before the reboot: {error}"),
+                Err(_) => warn!("the firmware of {pf} was not reset within {RESET:?}; the reboot does not wait for it"),
+            }
         }
     }
 }

@@ -11,8 +11,8 @@ use sriov_host::pci::PciAddress;
 use crate::desired::{DesiredPf, DeviceType};
 use crate::observed::Observed;
 use crate::plan::family::{Eswitch, Family};
-use crate::plan::iommu;
 use crate::plan::step::{VFIO_PCI, mode_word};
+use crate::plan::{firmware, iommu};
 
 /// Why something is not done. The text form is stable: it is used in conditions and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,6 +51,10 @@ pub enum Reason {
     BridgeUnavailable,
     /// Somebody else has a bridge of that name, or the PF in another bridge.
     BridgeConflict,
+    /// More VFs than the NIC's firmware allows, which is told so for its next start.
+    FirmwareTold,
+    /// The machine was started anew for what the NIC's firmware was told, and it runs as before.
+    FirmwareNotTaken,
     /// Something takes effect only at the next boot, or before the first network namespace is made.
     RebootRequired,
     /// VFs that would have to change are in use.
@@ -78,7 +82,8 @@ impl Reason {
             Self::PfInUse => "PfInUse",
             Self::BridgeUnavailable => "BridgeUnavailable",
             Self::BridgeConflict => "BridgeConflict",
-            Self::RebootRequired => "RebootRequired",
+            Self::FirmwareNotTaken => "FirmwareNotTaken",
+            Self::RebootRequired | Self::FirmwareTold => "RebootRequired",
             Self::VfsInUse => node::WAITING_FOR_VFS_IN_USE,
         }
     }
@@ -124,12 +129,13 @@ pub(crate) fn check<'a>(wish: &DesiredPf, observed: &'a Observed) -> Result<&'a 
         return refuse(Reason::PfWithoutDriver, "no driver is bound, so it cannot have VFs: load its kernel driver".to_owned());
     }
     if let Some((reason, said)) = beyond_lone(wish, pf)
-        .or_else(|| wrong_count(wish, pf))
+        .or_else(|| wrong_count(wish, pf, observed))
         .or_else(|| wrong_link(wish, pf))
         .or_else(|| no_vfio(wish, pf, observed))
         .or_else(|| no_vdpa(wish, observed))
         .or_else(|| no_guids(wish, pf, observed))
         .or_else(|| no_space(wish, pf, observed))
+        .or_else(|| firmware::lacking(wish, pf, observed))
     {
         return refuse(reason, said);
     }
@@ -162,16 +168,9 @@ fn beyond_lone(wish: &DesiredPf, pf: &Pf) -> Option<(Reason, String)> {
     Some((Reason::Unsupported, said))
 }
 
-fn wrong_count(wish: &DesiredPf, pf: &Pf) -> Option<(Reason, String)> {
-    if wish.numvfs > pf.totalvfs {
-        let said = format!(
-            "{} asks for {} VFs, the NIC has at most {} (sriov_totalvfs): set numVfs to {} or less, or raise the limit in the NIC's firmware",
-            wish.policies(),
-            wish.numvfs,
-            pf.totalvfs,
-            pf.totalvfs
-        );
-        return Some((Reason::TooManyVfs, said));
+fn wrong_count(wish: &DesiredPf, pf: &Pf, observed: &Observed) -> Option<(Reason, String)> {
+    if wish.numvfs > pf.totalvfs && !firmware::can_help(wish, pf, observed) {
+        return Some((Reason::TooManyVfs, firmware::too_many(wish, pf, observed)));
     }
     if wish.externally_managed && wish.numvfs > pf.numvfs {
         let said = format!(
@@ -210,10 +209,11 @@ fn wrong_link(wish: &DesiredPf, pf: &Pf) -> Option<(Reason, String)> {
             LinkType::Other => "neither ETH nor IB",
         };
         let said = format!(
-            "{} asks for linkType {}, the port is {}; this version does not change the port type: remove linkType or set the type in the NIC's firmware",
+            "{} asks for linkType {}, the port is {}; the kernel has no way to change that: remove linkType, or {}",
             wish.policies(),
             name(wanted),
-            name(netdev.link_type)
+            name(netdev.link_type),
+            firmware::other_link(wanted, pf)
         );
         return Some((Reason::LinkTypeMismatch, said));
     }

@@ -8,7 +8,7 @@ use std::fmt;
 
 use sriov_host::driver::is_userspace;
 use sriov_host::guid::Guid;
-use sriov_host::inventory::{EswitchMode, RdmaMode};
+use sriov_host::inventory::{EswitchMode, FirmwareSettings, RdmaMode};
 use sriov_host::mac::MacAddr;
 use sriov_host::pci::PciAddress;
 use sriov_host::vf::VfIndex;
@@ -16,6 +16,7 @@ use sriov_host::vf::VfIndex;
 use crate::bridges::Wanted;
 use crate::desired::{DeviceType, VdpaType};
 use crate::observed::Record;
+use crate::plan::firmware::words;
 
 /// The driver that a VF is to have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,6 +209,30 @@ pub enum Step {
         /// The bridge.
         name: String,
     },
+    /// Tell a PF's firmware what to allow from its next start on, and remember what it was told before.
+    StageFirmware {
+        /// The PF.
+        pf: PciAddress,
+        /// What it is told.
+        settings: FirmwareSettings,
+        /// What it was told before.
+        before: FirmwareSettings,
+    },
+    /// Tell a PF's firmware what it runs with, because telling another function of its card may have changed that for its next start; and remember
+    /// that, because it may itself change that for others.
+    KeepFirmware {
+        /// The PF.
+        pf: PciAddress,
+        /// What it is told.
+        settings: FirmwareSettings,
+    },
+    /// Forget what a PF's firmware was told before, after telling it these settings again.
+    UnstageFirmware {
+        /// The PF.
+        pf: PciAddress,
+        /// What it is told; nothing when it keeps what it has.
+        settings: FirmwareSettings,
+    },
     /// Delete the record of a PF.
     Forget {
         /// The PF.
@@ -237,6 +262,9 @@ impl Step {
             | Self::SetVfMtu { pf, .. }
             | Self::MakeBridge { pf, .. }
             | Self::CorrectBridge { pf, .. }
+            | Self::StageFirmware { pf, .. }
+            | Self::KeepFirmware { pf, .. }
+            | Self::UnstageFirmware { pf, .. }
             | Self::Forget { pf } => Some(*pf),
             Self::RemoveBridge { pf, .. } => *pf,
         }
@@ -267,6 +295,9 @@ impl Step {
             Self::MakeBridge { .. } => "MakeBridge",
             Self::CorrectBridge { .. } => "CorrectBridge",
             Self::RemoveBridge { .. } => "RemoveBridge",
+            Self::StageFirmware { .. } => "StageFirmware",
+            Self::KeepFirmware { .. } => "KeepFirmware",
+            Self::UnstageFirmware { .. } => "UnstageFirmware",
             Self::Forget { .. } => "Forget",
         }
     }
@@ -335,6 +366,12 @@ impl fmt::Display for Step {
                 write!(f, ": correct the settings of Open vSwitch bridge {} with uplink {netdev}", wanted.name)
             }
             Self::RemoveBridge { name, .. } => write!(f, ": remove Open vSwitch bridge {name}"),
+            Self::StageFirmware { settings, .. } => write!(f, ": tell its firmware for its next start: {}", words(settings)),
+            Self::KeepFirmware { settings, .. } => write!(f, ": have its firmware keep for its next start: {}", words(settings)),
+            Self::UnstageFirmware { settings, .. } if settings.is_offered() => {
+                write!(f, ": tell its firmware again what it was told before: {}", words(settings))
+            }
+            Self::UnstageFirmware { .. } => write!(f, ": forget what its firmware was told before"),
             Self::Forget { .. } => write!(f, ": forget (delete its record)"),
         }
     }

@@ -10,7 +10,7 @@ use std::sync::PoisonError;
 
 use sriov_host::discover::{Changes, KeptSurvey, Read};
 use sriov_host::pci::PciAddress;
-use sriov_host::{driver, module, sriov, vdpa};
+use sriov_host::{driver, kernel, module, sriov, vdpa};
 
 use super::{Linux, NO_IOMMU};
 use crate::desired::VdpaType;
@@ -88,6 +88,10 @@ impl Linux {
         }
         rest.guids = self.store.guids().map_err(|error| unreadable("the GUIDs of InfiniBand VFs", &error))?;
         rest.staged_rdma_mode = self.store.staged_rdma_mode().map_err(|error| unreadable("the mode of RDMA devices", &error))?;
+        rest.staged_firmware = self.store.staged_firmware().map_err(|error| unreadable("what firmware was told", &error))?;
+        rest.left_firmware.clone_from(&self.left_firmware);
+        // Only compared, with what another look read.
+        rest.boot_id = kernel::boot_id(&self.host).unwrap_or_default();
         rest.records = self.store.records().map_err(|error| unreadable("the records of configured PFs", &error))?;
         rest.vfio_without_iommu = module::parameter(&self.host, "vfio", NO_IOMMU).is_some_and(|value| value == "Y");
         Ok(rest)
