@@ -152,8 +152,6 @@ pub mod operator_config {
     pub const READY: &str = "OperatorConfigReady";
     /// Something could not be deployed.
     pub const SYNC_FAILED: &str = "OperatorConfigSyncFailed";
-    /// Something was asked for that is not supported.
-    pub const UNSUPPORTED: &str = "UnsupportedConfiguration";
     /// Not all nodes run the present pods of the DaemonSets yet; the message counts them.
     pub const ROLLING_OUT: &str = "RollingOut";
 }

@@ -17,7 +17,7 @@ use kube::runtime::watcher;
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 use sriov_crds::conditions::{DEGRADED, Outcome, PROGRESSING, READY, operator_config as reason};
-use sriov_crds::{SriovOperatorConfig, SriovOperatorConfigSpec, keys};
+use sriov_crds::{SriovOperatorConfig, keys};
 
 use crate::cache::{Cache, Change, Key};
 use crate::context::Context;
@@ -122,11 +122,10 @@ async fn reconcile(context: &Context, caches: &Caches) -> Result<Next, Error> {
     release(context, caches).await?;
     let config = gather(context, caches)?;
     context.set_log_level(config.as_ref().and_then(|c| c.spec.log_level));
-    let unsupported = validate(config.as_ref().map(|c| &c.spec));
     let applied = apply(context, caches, &daemon_sets::build(config.as_ref(), &context.settings)).await;
     if let Some(config) = &config {
         let rollouts = OURS.iter().filter_map(|name| Some((*name, rollout(&*there(context, caches, name)?)?))).collect::<Vec<_>>();
-        report(context, config, &verdict(applied.as_ref().err(), &rollouts, &unsupported)).await?;
+        report(context, config, &verdict(applied.as_ref().err(), &rollouts)).await?;
     }
     applied?;
     Ok(Next::Wait)
@@ -146,11 +145,6 @@ fn gather(context: &Context, caches: &Caches) -> Result<Option<SriovOperatorConf
         Some(DeserializeGuard(Ok(config))) => Ok(Some(config.clone())),
         Some(DeserializeGuard(Err(invalid))) => Err(Error::ReadConfig { why: invalid.error.clone() }),
     }
-}
-
-/// Settings that this version does not carry out.
-fn validate(spec: Option<&SriovOperatorConfigSpec>) -> Vec<String> {
-    spec.map(|spec| gates::unsupported(&spec.feature_gates)).unwrap_or_default()
 }
 
 /// One of our DaemonSets as it is now.
@@ -185,7 +179,7 @@ async fn apply(context: &Context, caches: &Caches, daemon_sets: &[DaemonSet]) ->
 }
 
 /// `Ready`, `Progressing` and `Degraded`. `rollouts` says of each DaemonSet how many nodes are to run its pod, and how many run the present one.
-fn verdict(failure: Option<&RequestFailed>, rollouts: &[(&str, (i32, i32))], unsupported: &[String]) -> [Outcome; 3] {
+fn verdict(failure: Option<&RequestFailed>, rollouts: &[(&str, (i32, i32))]) -> [Outcome; 3] {
     let outcome = |kind, status, reason, message: String| Outcome { kind, status, reason, message };
     let behind = rollouts.iter().filter(|(_, (wanted, updated))| updated < wanted && failure.is_none());
     let behind: Vec<_> =
@@ -195,10 +189,9 @@ fn verdict(failure: Option<&RequestFailed>, rollouts: &[(&str, (i32, i32))], uns
     } else {
         outcome(PROGRESSING, true, reason::ROLLING_OUT, behind.join("; "))
     };
-    let (reason, ready, degraded) = match (failure, unsupported) {
-        (Some(failure), _) => (reason::SYNC_FAILED, failure.to_string(), failure.to_string()),
-        (None, []) => (reason::READY, "the DaemonSets of nodes are in place".to_owned(), String::new()),
-        (None, some) => (reason::UNSUPPORTED, format!("the DaemonSets of nodes are in place; not done: {}", some.join("; ")), some.join("; ")),
+    let (reason, ready, degraded) = match failure {
+        Some(failure) => (reason::SYNC_FAILED, failure.to_string(), failure.to_string()),
+        None => (reason::READY, "the DaemonSets of nodes are in place".to_owned(), String::new()),
     };
     let fine = reason == reason::READY;
     [outcome(READY, fine, reason, ready), rolling, outcome(DEGRADED, !fine, reason, degraded)]
@@ -214,16 +207,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rollout_is_progress_and_what_is_not_done_is_degraded() {
-        let says = |nodes: &[(i32, i32)], unsupported: &[String]| {
+    fn a_rollout_is_progress() {
+        let says = |nodes: &[(i32, i32)]| {
             let rollouts: Vec<_> = OURS.into_iter().zip(nodes.iter().copied()).collect();
-            verdict(None, &rollouts, unsupported).map(|o| (o.status, o.reason))
+            verdict(None, &rollouts).map(|o| (o.status, o.reason))
         };
-        assert_eq!(says(&[(3, 3), (3, 3)], &[]), [(true, reason::READY), (false, reason::READY), (false, reason::READY)]);
-        assert_eq!(says(&[], &[]), says(&[(0, 0)], &[]));
-        assert_eq!(says(&[(3, 1)], &[])[1], (true, reason::ROLLING_OUT));
-        assert_eq!(says(&[(3, 3), (3, 2)], &[])[1], (true, reason::ROLLING_OUT));
-        assert_eq!(says(&[(3, 3)], &["x".into()]), [(false, reason::UNSUPPORTED), (false, reason::READY), (true, reason::UNSUPPORTED)]);
+        assert_eq!(says(&[(3, 3), (3, 3)]), [(true, reason::READY), (false, reason::READY), (false, reason::READY)]);
+        assert_eq!(says(&[]), says(&[(0, 0)]));
+        assert_eq!(says(&[(3, 1)])[1], (true, reason::ROLLING_OUT));
+        assert_eq!(says(&[(3, 3), (3, 2)])[1], (true, reason::ROLLING_OUT));
     }
 
     #[test]

@@ -22,12 +22,12 @@ enum Effect {
     Switches,
     /// What it switches on is always so; the text says why nothing else is offered.
     Always(&'static str),
-    /// What it switches on does not exist here; the text says what to do instead.
-    Never(&'static str),
 }
 
 /// Daemons make and remove the Open vSwitch bridges that policies name.
 pub(crate) const BRIDGES: &str = "manageSoftwareBridges";
+/// Before a reboot for settings of a NIC's firmware, daemons ask the kernel to reset the NIC.
+pub(crate) const FIRMWARE_RESET: &str = "mellanoxFirmwareReset";
 /// Pods that name networks are refused while the injector does not answer.
 pub(crate) const MATCH_CONDITION: &str = "resourceInjectorMatchCondition";
 
@@ -39,11 +39,7 @@ pub(crate) const BRIDGE_IGNORED: &str = "its bridge is not made, because the fea
 pub(crate) const GATES: [Gate; 6] = [
     Gate { name: "blockDevicePluginUntilConfigured", default: true, effect: Effect::Always("devices are offered only after they are configured") },
     Gate { name: BRIDGES, default: false, effect: Effect::Switches },
-    Gate {
-        name: "mellanoxFirmwareReset",
-        default: true,
-        effect: Effect::Never("firmware settings are left as they are: set NUM_OF_VFS and SRIOV_EN with the vendor's tool"),
-    },
+    Gate { name: FIRMWARE_RESET, default: true, effect: Effect::Switches },
     Gate { name: "metricsExporter", default: false, effect: Effect::Always("the pods of the node DaemonSet serve their metrics themselves") },
     Gate { name: "parallelNicConfig", default: false, effect: Effect::Always("VFs are made as fast as the driver of their PF allows") },
     Gate { name: MATCH_CONDITION, default: false, effect: Effect::Switches },
@@ -52,16 +48,6 @@ pub(crate) const GATES: [Gate; 6] = [
 /// Whether a gate is on.
 pub(crate) fn is_on(gates: &BTreeMap<String, bool>, name: &str) -> bool {
     gates.get(name).copied().unwrap_or_else(|| GATES.iter().any(|gate| gate.name == name && gate.default))
-}
-
-/// Gates that ask for what is not done, each with what to do instead. The defaults of the Go operator ask for nothing.
-pub(crate) fn unsupported(gates: &BTreeMap<String, bool>) -> Vec<String> {
-    let asked = |gate: &&Gate| gates.get(gate.name).is_some_and(|value| *value && !gate.default);
-    let text = |gate: &Gate| match gate.effect {
-        Effect::Never(instead) => Some(format!("feature gate {}: {instead}", gate.name)),
-        Effect::Switches | Effect::Always(_) => None,
-    };
-    GATES.iter().filter(asked).filter_map(text).collect()
 }
 
 /// Gates that change nothing although they are set, and names that mean nothing; for the person who writes them.
@@ -74,7 +60,7 @@ pub(crate) fn remarks(gates: &BTreeMap<String, bool>) -> Vec<String> {
         Some(Gate { effect: Effect::Always(so), default: true, .. }) if !value => Some(format!("feature gate {name} cannot be switched off: {so}")),
         Some(_) => None,
     };
-    gates.iter().filter_map(remark).chain(unsupported(gates)).collect()
+    gates.iter().filter_map(remark).collect()
 }
 
 #[cfg(test)]
@@ -104,7 +90,6 @@ mod tests {
                 Effect::Switches => 0,
                 // Switching on what is always on is what was asked for.
                 Effect::Always(_) => usize::from(gate.default),
-                Effect::Never(_) => usize::from(!gate.default),
             };
             assert_eq!(told.len(), expected, "{}: {told:?}", gate.name);
         }

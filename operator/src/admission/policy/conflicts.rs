@@ -10,7 +10,7 @@ use sriov_crds::resolve::{Policy, is_selected, selects, vf_range};
 use super::forecast::Node;
 
 const INTEL: &str = "8086";
-const MELLANOX: &str = "15b3";
+pub(super) const MELLANOX: &str = "15b3";
 /// The Go operator's limit (pkg/webhook/validate.go): what the firmware allows is not known before it is asked.
 const MELLANOX_VFS: u16 = 128;
 

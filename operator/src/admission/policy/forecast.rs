@@ -12,7 +12,7 @@ use sriov_crds::resolve::{Policy, is_selected, order, overridden, selects, spec}
 
 use crate::admission::review::some_of;
 
-use super::conflicts::title;
+use super::conflicts::{MELLANOX, title};
 
 /// A managed node as far as a policy is concerned.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -35,6 +35,8 @@ struct Seen {
     without_pf: BTreeSet<String>,
     drained: BTreeSet<String>,
     relinked: BTreeSet<String>,
+    /// More VFs than the firmware allows, which can be told otherwise.
+    firmware: BTreeSet<String>,
     without_iommu: BTreeSet<String>,
     cannot: BTreeMap<String, BTreeSet<String>>,
     stronger: BTreeMap<String, BTreeSet<String>>,
@@ -130,10 +132,14 @@ fn overrides(policy: &Policy, others: &[Policy], new: &Interface, place: &str, s
 }
 
 fn limits(policy: &Policy, node: &Node, pf: &InterfaceStatus, new: &Interface, place: &str, seen: &mut Seen) {
+    // Its firmware can be told otherwise, by the daemon where the node's kernel is new enough.
+    let can_be_told = pf.total_vfs == 0 || pf.vendor.as_deref() == Some(MELLANOX);
+    let by_firmware = can_be_told && !new.externally_managed && new.num_vfs > pf.total_vfs;
     let why = if pf.supported == Some(false) {
         Some("its model is not in ConfigMap supported-nic-ids".to_owned())
-    } else if pf.total_vfs == 0 {
-        Some("it has no SR-IOV capability".to_owned())
+    } else if by_firmware {
+        seen.firmware.insert(place.to_owned());
+        None
     } else if new.num_vfs > pf.total_vfs {
         Some(format!("it can have {} VFs at most", pf.total_vfs))
     } else {
@@ -181,6 +187,8 @@ impl Seen {
         say(&self.drained, "drains: VFs that exist are made anew or bound anew on ", leave);
         say(&self.without_iommu, "needs a reboot with the IOMMU switched on before vfio-pci can be used: ", "");
         say(&self.relinked, "needs firmware settings and a reboot, because linkType differs: ", "");
+        let how = " (where the node's kernel cannot make them, its node state has the command)";
+        say(&self.firmware, "needs firmware settings and a reboot, because numVfs is more than the NIC's firmware allows: ", how);
         for (why, places) in &self.cannot {
             say(places, "cannot be carried out on ", &format!(": {why}"));
         }

@@ -134,6 +134,12 @@ fn config_daemon(spec: Option<&SriovOperatorConfigSpec>, settings: &Settings) ->
         mount(CREDENTIALS, "/var/run/secrets/kubernetes.io/serviceaccount", true),
     ];
     let mut command = vec!["/sriov-config-daemon", "run", "--root", "/host", "--expect-kubelet"];
+    if spec.is_some_and(|spec| spec.disable_plugins.iter().any(|plugin| plugin == "mellanox")) {
+        command.extend(["--disable-plugins", "mellanox"]);
+    }
+    if spec.is_some_and(|spec| !gates::is_on(&spec.feature_gates, gates::FIRMWARE_RESET)) {
+        command.push("--no-firmware-reset");
+    }
     if manages_bridges(spec) {
         command.push("--manage-software-bridges");
         mounts.push(mount(OPENVSWITCH, &format!("/host{}", socket_folder(spec)), true));
