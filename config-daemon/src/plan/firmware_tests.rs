@@ -186,7 +186,8 @@ fn firmware_that_is_not_ours_is_left_alone_and_the_command_is_told() {
 fn a_switch_alone_helps_where_it_is_off_and_is_not_asked_for_a_number() {
     let sim = card_of(&[0]);
     let settings = |sim: &Sim, on| {
-        sim.change(|state| state.inventory.pfs[0].facts.firmware_settings = FirmwareSettings { enable_sriov: Some(on), total_vfs: None })
+        let switch = FirmwareSettings { enable_sriov: Some(on), total_vfs: None };
+        sim.change(|state| state.inventory.pfs[0].facts.firmware_settings = switch);
     };
     settings(&sim, false);
     let wanted = wish(&[Some(4)], "");
