@@ -444,7 +444,7 @@ fn two_namespaces_meet_on_one_vlan_with_its_tag_and_not_on_two(lab: &mut Lab) ->
 
 fn the_config_daemon_leaves_vfs_in_use_alone(lab: &mut Lab) -> Result<()> {
     let (guest, nic, _) = first(lab)?;
-    let daemon = ConfigDaemon::installed(guest);
+    let daemon = ConfigDaemon::installed(guest)?;
     let attachment = Attachment::new(guest, "pod-a", &vf(nic, 0), &address(1))?;
     attachment.add()?;
     let before = attachment.inside()?;

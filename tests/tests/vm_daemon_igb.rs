@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use sriov_host::inventory::{Pf, RdmaMode};
 use sriov_tests::lab::Lab;
-use sriov_tests::lab::config_daemon::{ConfigDaemon, PROGRAM, Wish, node_state};
+use sriov_tests::lab::config_daemon::{CONFINED, ConfigDaemon, PROGRAM, Wish, capabilities, node_state};
 use sriov_tests::lab::guest::{Guest, Outcome};
 use sriov_tests::lab::topology::{Nic, Node, Topology};
 
@@ -103,7 +103,7 @@ fn it_sees_what_the_kernel_shows(lab: &mut Lab) -> Result<()> {
 
 fn netdevice_vfs_get_their_driver_mac_and_mtu(lab: &mut Lab) -> Result<()> {
     let (guest, nic, other) = first(lab)?;
-    let daemon = ConfigDaemon::installed(guest);
+    let daemon = ConfigDaemon::installed(guest)?;
     apply(&daemon, &[Wish::vfs(nic, 2).group("0-1", "netdevice").mtu(4000)])?;
     let pf = daemon.pf(nic)?;
     assert_eq!(drivers(&pf), [Some("igbvf"), Some("igbvf")]);
@@ -122,7 +122,7 @@ fn netdevice_vfs_get_their_driver_mac_and_mtu(lab: &mut Lab) -> Result<()> {
 
 fn a_second_apply_finds_nothing_to_do(lab: &mut Lab) -> Result<()> {
     let (guest, nic, _) = first(lab)?;
-    let daemon = ConfigDaemon::installed(guest);
+    let daemon = ConfigDaemon::installed(guest)?;
     let wish = [Wish::vfs(nic, 2).group("0-1", "netdevice").mtu(4000)];
     apply(&daemon, &wish)?;
     let before = without_carrier(links(guest)?);
@@ -146,7 +146,7 @@ fn without_carrier(mut links: Vec<Value>) -> Vec<Value> {
 
 fn reset_gives_the_pf_back_as_it_was(lab: &mut Lab) -> Result<()> {
     let (guest, nic, _) = first(lab)?;
-    let daemon = ConfigDaemon::installed(guest);
+    let daemon = ConfigDaemon::installed(guest)?;
     apply(&daemon, &[Wish::vfs(nic, 2).group("0-1", "netdevice").mtu(4000)])?;
     reset(&daemon)?;
     assert_eq!((daemon.pf(nic)?.numvfs, &link(guest, &nic.netdev())?["mtu"]), (0, &1500.into()));
@@ -156,7 +156,7 @@ fn reset_gives_the_pf_back_as_it_was(lab: &mut Lab) -> Result<()> {
 
 fn one_pf_has_vfs_for_both_kinds_of_driver(lab: &mut Lab) -> Result<()> {
     let (guest, nic, _) = first(lab)?;
-    let daemon = ConfigDaemon::installed(guest);
+    let daemon = ConfigDaemon::installed(guest)?;
     apply(&daemon, &[Wish::vfs(nic, 3).group("0-0", "netdevice").group("1-2", "vfio-pci")])?;
     let pf = daemon.pf(nic)?;
     assert_eq!(drivers(&pf), [Some("igbvf"), Some("vfio-pci"), Some("vfio-pci")]);
@@ -170,7 +170,7 @@ fn one_pf_has_vfs_for_both_kinds_of_driver(lab: &mut Lab) -> Result<()> {
 
 fn the_number_of_vfs_goes_from_two_to_four_to_none(lab: &mut Lab) -> Result<()> {
     let (guest, nic, _) = first(lab)?;
-    let daemon = ConfigDaemon::installed(guest);
+    let daemon = ConfigDaemon::installed(guest)?;
     for count in [2, 4] {
         apply(&daemon, &[Wish::vfs(nic, count).group(&format!("0-{}", count - 1), "netdevice")])?;
         let pf = daemon.pf(nic)?;
@@ -184,7 +184,7 @@ fn the_number_of_vfs_goes_from_two_to_four_to_none(lab: &mut Lab) -> Result<()> 
 
 fn too_many_vfs_are_refused_while_the_other_pf_is_configured(lab: &mut Lab) -> Result<()> {
     let (guest, nic, other) = first(lab)?;
-    let daemon = ConfigDaemon::installed(guest);
+    let daemon = ConfigDaemon::installed(guest)?;
     let outcome = daemon.apply(&[Wish::vfs(nic, 9).group("0-8", "netdevice"), Wish::vfs(other, 1).group("0-0", "netdevice")])?;
     ensure!(!outcome.success() && outcome.text().contains("refused (TooManyVfs)"), "{outcome}");
     ensure!(outcome.text().contains("at most 7"), "{outcome}");
@@ -195,8 +195,9 @@ fn too_many_vfs_are_refused_while_the_other_pf_is_configured(lab: &mut Lab) -> R
 /// Starts `apply`, kills it as soon as it has said `steps` lines, and gives how many it had said then; `None` when it ended before.
 fn apply_and_kill(guest: &Guest, wish: &str, steps: usize) -> Result<bool> {
     guest.write("/tmp/wish.json", wish.as_bytes(), 0o600)?;
+    let capabilities = capabilities()?;
     let script = format!(
-        "rm -f /tmp/apply.log; {PROGRAM} apply -f /tmp/wish.json >/dev/null 2>/tmp/apply.log & p=$!
+        "rm -f /tmp/apply.log; {CONFINED} {capabilities} {PROGRAM} apply -f /tmp/wish.json >/dev/null 2>/tmp/apply.log & p=$!
          while kill -0 $p 2>/dev/null && [ \"$(grep -c ' INFO ' /tmp/apply.log)\" -lt {steps} ]; do :; done
          kill -9 $p 2>/dev/null; wait $p; echo $?"
     );
@@ -206,7 +207,7 @@ fn apply_and_kill(guest: &Guest, wish: &str, steps: usize) -> Result<bool> {
 
 fn killed_after_any_step_it_converges_and_never_makes_right_vfs_again(lab: &mut Lab) -> Result<()> {
     let (guest, nic, _) = first(lab)?;
-    let daemon = ConfigDaemon::installed(guest);
+    let daemon = ConfigDaemon::installed(guest)?;
     let wish = [Wish::vfs(nic, 2).group("0-0", "netdevice").group("1-1", "vfio-pci").mtu(4000)];
     let steps = daemon.plan(&wish)?.lines().filter(|line| line.starts_with("0000:")).count();
     ensure!(steps >= 8, "a plan of {steps} steps is no test");
@@ -264,7 +265,7 @@ spec: {resourceName: b, nodeSelector: {}, nicSelector: {pfNames: ['PF#1-1']}, nu
 
 fn policies_are_planned_without_a_cluster_and_without_root(lab: &mut Lab) -> Result<()> {
     let (guest, nic, _) = first(lab)?;
-    let daemon = ConfigDaemon::installed(guest);
+    let daemon = ConfigDaemon::installed(guest)?;
     reset(&daemon)?;
     guest.write("/tmp/policies.yaml", POLICIES.replace("PF", &nic.netdev()).as_bytes(), 0o644)?;
     let as_nobody = |command: &str| guest.run(&["su", "-s", "/bin/sh", "nobody", "-c", &format!("{PROGRAM} {command}")]);
@@ -273,14 +274,14 @@ fn policies_are_planned_without_a_cluster_and_without_root(lab: &mut Lab) -> Res
     let seen = as_nobody("observe")?;
     ensure!(seen.contains(nic.pci_address().as_str()), "{seen}");
     assert_eq!(daemon.pf(nic)?.numvfs, 0, "plan changed the machine");
-    guest.run(&[PROGRAM, "apply", "-f", "/tmp/policies.yaml"])?;
+    guest.run(&[CONFINED, &capabilities()?, PROGRAM, "apply", "-f", "/tmp/policies.yaml"])?;
     assert_eq!(drivers(&daemon.pf(nic)?), [Some("igbvf"), Some("vfio-pci")]);
     reset(&daemon)
 }
 
 fn network_manager_is_told_to_leave_vfs_alone(lab: &mut Lab) -> Result<()> {
     let (guest, nic, _) = first(lab)?;
-    let daemon = ConfigDaemon::installed(guest);
+    let daemon = ConfigDaemon::installed(guest)?;
     apply(&daemon, &[Wish::vfs(nic, 1).group("0-0", "netdevice")])?;
     guest.run(&["udevadm", "settle", "--timeout=30"])?;
     let of = |name: &str| guest.run(&["udevadm", "info", "--query=property", &format!("/sys/class/net/{name}")]);
@@ -295,7 +296,7 @@ fn network_manager_is_told_to_leave_vfs_alone(lab: &mut Lab) -> Result<()> {
 
 fn after_a_power_cut_the_same_vfs_are_there_before_anything_else_runs(lab: &mut Lab) -> Result<()> {
     let (guest, nic, _) = first(lab)?;
-    let daemon = ConfigDaemon::installed(guest);
+    let daemon = ConfigDaemon::installed(guest)?;
     let wish = [Wish::vfs(nic, 2).group("0-0", "netdevice").group("1-1", "vfio-pci").mtu(4000)];
     apply(&daemon, &wish)?;
     let admin_macs = |pf: &Pf| -> Vec<_> { pf.vfs.iter().filter_map(|vf| Some(vf.attributes.as_ref()?.mac)).collect() };
@@ -319,7 +320,7 @@ fn after_a_power_cut_the_same_vfs_are_there_before_anything_else_runs(lab: &mut 
 }
 
 fn doctor_finds_the_iommu_that_is_missing(lab: &mut Lab) -> Result<()> {
-    let doctor = |number: u8| lab.guest(number)?.command(&[PROGRAM, "doctor"]).outcome();
+    let doctor = |number: u8| lab.guest(number)?.command(&[CONFINED, &capabilities()?, PROGRAM, "doctor"]).outcome();
     let (with, without) = (doctor(1)?, doctor(2)?);
     ensure!(!with.text().contains("IOMMU: "), "{with}");
     ensure!(without.text().contains("note: IOMMU: ") && without.text().contains("cure: "), "{without}");
@@ -328,7 +329,7 @@ fn doctor_finds_the_iommu_that_is_missing(lab: &mut Lab) -> Result<()> {
 
 fn a_port_that_the_host_uses_is_refused_and_its_traffic_is_left_alone(lab: &mut Lab) -> Result<()> {
     let (guest, nic, other) = first(lab)?;
-    let daemon = ConfigDaemon::installed(guest);
+    let daemon = ConfigDaemon::installed(guest)?;
     guest.sh(&format!(
         "ip link add link {0} name {0}.7 type vlan id 7 && ip link set {0} up && ip addr add 198.51.100.1/24 dev {0}.7",
         nic.netdev()
@@ -350,7 +351,7 @@ fn a_port_that_the_host_uses_is_refused_and_its_traffic_is_left_alone(lab: &mut 
 
 fn vfio_pci_is_loaded_when_it_is_missing(lab: &mut Lab) -> Result<()> {
     let (guest, nic, _) = first(lab)?;
-    let daemon = ConfigDaemon::installed(guest);
+    let daemon = ConfigDaemon::installed(guest)?;
     guest.sh("modprobe -r vfio-pci; [ ! -e /sys/bus/pci/drivers/vfio-pci ]")?;
     let wish = [Wish::vfs(nic, 1).group("0-0", "vfio-pci")];
     ensure!(daemon.plan(&wish)?.starts_with("machine: load kernel module vfio-pci\n"), "{}", daemon.plan(&wish)?);
@@ -363,7 +364,7 @@ fn vfio_pci_is_loaded_when_it_is_missing(lab: &mut Lab) -> Result<()> {
 fn rdma_mode(guest: &Guest, command: &str, mode: &str) -> Result<Outcome> {
     let mut state: Value = serde_json::from_str(&node_state(&[]))?;
     state["spec"]["system"] = serde_json::json!({ "rdmaMode": mode });
-    guest.command(&[PROGRAM, command, "-f", "-"]).stdin(state.to_string()).outcome()
+    guest.command(&[CONFINED, &capabilities()?, PROGRAM, command, "-f", "-"]).stdin(state.to_string()).outcome()
 }
 
 fn the_mode_of_rdma_devices_changes_at_once_or_waits_for_a_boot(lab: &mut Lab) -> Result<()> {
@@ -450,10 +451,13 @@ fn a_reboot_is_named_only_when_the_boot_loader_brings_what_is_missing(lab: &mut 
 
 fn a_pf_that_is_unplugged_while_a_plan_runs_harms_nobody_else(lab: &mut Lab) -> Result<()> {
     let (guest, nic, other) = first(lab)?;
-    let daemon = ConfigDaemon::installed(guest);
+    let daemon = ConfigDaemon::installed(guest)?;
     let wish = [Wish::vfs(nic, 2).group("0-1", "netdevice"), Wish::vfs(other, 4).group("0-3", "netdevice")];
     guest.write("/tmp/wish.json", node_state(&wish).as_bytes(), 0o600)?;
-    guest.sh(&format!("{PROGRAM} apply -f /tmp/wish.json > /tmp/apply.out 2> /tmp/apply.log & echo $! > /tmp/apply.pid"))?;
+    guest.sh(&format!(
+        "{CONFINED} {} {PROGRAM} apply -f /tmp/wish.json > /tmp/apply.out 2> /tmp/apply.log & echo $! > /tmp/apply.pid",
+        capabilities()?
+    ))?;
     let begun = || Ok(guest.sh("cat /tmp/apply.log")?.contains(&format!("{}: create 4 VFs", other.pci_address())).then_some(()));
     guest.poll(Instant::now() + Duration::from_mins(1), "VFs are being made on the port that is to go", begun)?;
     guest.monitor().unplug(&other.device_id())?;

@@ -2,8 +2,9 @@
 //!
 //! What lives here: copying the program there, the form of a wish, reading what it prints. What does not: what is right (the tests).
 //!
-//! Invariant: the program is the one that the images hold.
+//! Invariants: the program is the one that the images hold; it runs as user 0 with the capabilities that its DaemonSet has, and no others.
 
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,11 +13,18 @@ use serde_json::{Value, json};
 use sriov_host::inventory::{Inventory, Pf};
 
 use super::Lab;
+use super::artifacts::workspace;
 use super::guest::{Guest, Outcome};
 use super::topology::Nic;
 
 /// Where the program is in a guest.
 pub const PROGRAM: &str = "/usr/local/bin/sriov-config-daemon";
+
+/// Where the program is that takes all capabilities away but some (`confined NAME,NAME.. PROGRAM ARGUMENT..`).
+pub const CONFINED: &str = "/usr/local/bin/confined";
+
+/// The operator's DaemonSets as they are shipped.
+const DAEMON_SETS: &str = "operator/testdata/operator_config/defaults/expected.yaml";
 
 /// Making VFs takes seconds each under emulation.
 const LIMIT: Duration = Duration::from_mins(2);
@@ -27,6 +35,8 @@ pub struct ConfigDaemon<'a> {
     guest: &'a Guest,
     /// Where its program is there.
     program: &'a str,
+    /// The capabilities that it has; all where it is compared with another program.
+    capabilities: Option<String>,
 }
 
 /// What is wanted of one PF: a number of VFs in groups.
@@ -64,22 +74,25 @@ impl<'a> ConfigDaemon<'a> {
     /// Copies the program into the guest.
     pub fn install(lab: &Lab, guest: &'a Guest) -> Result<Self> {
         lab.install(guest, "sriov-config-daemon", PROGRAM)?;
-        Ok(Self::installed(guest))
+        lab.install(guest, "confined", CONFINED)?;
+        Self::installed(guest)
     }
 
     /// Copies another build of the program into the guest, or another program that knows the same commands.
     pub fn install_program(guest: &'a Guest, program: &Path, to: &'a str) -> Result<Self> {
         guest.copy_program(program, to)?;
-        Ok(Self { guest, program: to })
+        Ok(Self { guest, program: to, capabilities: None })
     }
 
     /// The program that an earlier test installed.
-    pub fn installed(guest: &'a Guest) -> Self {
-        Self { guest, program: PROGRAM }
+    pub fn installed(guest: &'a Guest) -> Result<Self> {
+        Ok(Self { guest, program: PROGRAM, capabilities: Some(capabilities()?) })
     }
 
     fn run(&self, arguments: &[&str], input: String) -> Result<Outcome> {
-        self.guest.command(&[&[self.program], arguments].concat()).stdin(input).limit(LIMIT).outcome()
+        let confined = self.capabilities.iter().flat_map(|capabilities| [CONFINED, capabilities]);
+        let command: Vec<&str> = confined.chain([self.program]).chain(arguments.iter().copied()).collect();
+        self.guest.command(&command).stdin(input).limit(LIMIT).outcome()
     }
 
     /// What the program sees of the machine.
@@ -108,6 +121,15 @@ impl<'a> ConfigDaemon<'a> {
     pub fn reset(&self) -> Result<Outcome> {
         self.run(&["reset"], String::new())
     }
+}
+
+/// The capabilities of the daemon's container, as its DaemonSet names them.
+pub fn capabilities() -> Result<String> {
+    let objects: Vec<Value> = serde_saphyr::from_str(&fs::read_to_string(workspace().join(DAEMON_SETS))?)?;
+    let mut containers = objects.iter().filter_map(|object| object["spec"]["template"]["spec"]["containers"].as_array()).flatten();
+    let daemon = containers.find(|container| container["name"] == "config-daemon").context("no container config-daemon")?;
+    let added = daemon["securityContext"]["capabilities"]["add"].as_array().context("no capabilities")?;
+    Ok(added.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","))
 }
 
 /// A SriovNetworkNodeState with these interfaces, as the operator writes it.
