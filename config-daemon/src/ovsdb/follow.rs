@@ -67,11 +67,7 @@ impl Ovsdb {
                         let answer = json!({ "result": message["params"], "error": null, "id": message["id"] });
                         stream.write_all(answer.to_string().as_bytes()).await?;
                     }
-                    Some("update") if message["params"][0] == MONITOR => {
-                        if concerns(&message["params"][1], &names.borrow()) {
-                            changed();
-                        }
-                    }
+                    Some("update") if message["params"][0] == MONITOR && concerns(&message["params"][1], &names.borrow()) => changed(),
                     None if message["id"] == MONITOR => {
                         if !message["error"].is_null() {
                             return Err(io::Error::other(format!("refused: {}", message["error"])));
@@ -123,8 +119,8 @@ fn messages(heard: &mut Vec<u8>) -> io::Result<Vec<Value>> {
 /// among the new columns, one that went among the old ones, one that was renamed in both.
 fn concerns(tables: &Value, names: &Names) -> bool {
     let rows = tables.as_object().into_iter().flat_map(serde_json::Map::values).filter_map(Value::as_object).flat_map(serde_json::Map::values);
-    let named = |row: &Value, when: &str| row[when]["name"].as_str().is_some_and(|name| names.contains(name));
-    rows.into_iter().any(|row| named(row, "new") || named(row, "old"))
+    let is_ours = |row: &Value, when: &str| row[when]["name"].as_str().is_some_and(|name| names.contains(name));
+    rows.into_iter().any(|row| is_ours(row, "new") || is_ours(row, "old"))
 }
 
 #[cfg(test)]
