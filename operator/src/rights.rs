@@ -77,7 +77,7 @@ pub enum Object {
     ClusterRole(ClusterRole),
     ClusterRoleBinding(ClusterRoleBinding),
     ValidatingAdmissionPolicy(Box<ValidatingAdmissionPolicy>),
-    ValidatingAdmissionPolicyBinding(ValidatingAdmissionPolicyBinding),
+    ValidatingAdmissionPolicyBinding(Box<ValidatingAdmissionPolicyBinding>),
 }
 
 /// All files.

@@ -82,7 +82,7 @@ fn document(document: &Document) -> Result<String> {
 }
 
 fn remark(why: &str) -> String {
-    why.lines().map(|line| format!("# {line}\n")).collect()
+    why.lines().map(|line| format!("# {line}\n")).collect::<Vec<_>>().concat()
 }
 
 #[cfg(test)]
@@ -97,8 +97,8 @@ mod tests {
         let mut read = 0;
         for page in rights::pages(&names) {
             for document in page.documents {
-                let text: String =
-                    super::document(&document).unwrap().lines().filter(|line| !line.starts_with("{{")).map(|l| format!("{l}\n")).collect();
+                let text = super::document(&document).unwrap();
+                let text = text.lines().filter(|line| !line.starts_with("{{")).collect::<Vec<_>>().join("\n");
                 let back: Value = serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{error}:\n{text}"));
                 let mut built = serde_json::to_value(&document.object).unwrap();
                 if !document.grants.is_empty() {

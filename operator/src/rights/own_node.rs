@@ -54,7 +54,7 @@ impl OwnNode {
         let binding = ValidatingAdmissionPolicyBinding { metadata, spec };
         [
             Document { why, object: Object::ValidatingAdmissionPolicy(Box::new(policy)), grants: vec![] },
-            Document { why: "", object: Object::ValidatingAdmissionPolicyBinding(binding), grants: vec![] },
+            Document { why: "", object: Object::ValidatingAdmissionPolicyBinding(Box::new(binding)), grants: vec![] },
         ]
     }
 }

@@ -3,6 +3,8 @@
 //!
 //! Invariant: what is written reads back as the value once the expressions are names.
 
+use std::fmt::Write as _;
+
 use anyhow::{Result, bail};
 use serde_json::Value;
 
@@ -22,7 +24,7 @@ fn block(out: &mut String, value: &Value, indent: usize) -> Result<()> {
     match value {
         Value::Object(fields) => {
             for (key, field) in fields {
-                *out += &format!("{margin}{}:", scalar(key, indent)?);
+                write!(out, "{margin}{}:", scalar(key, indent)?)?;
                 entry(out, field, indent, key.len())?;
             }
         }
@@ -54,13 +56,13 @@ fn entry(out: &mut String, field: &Value, indent: usize, key: usize) -> Result<(
             block(out, field, indent + 2)?;
         }
         Value::Array(items) => match flow(items) {
-            Some(list) if indent + key + list.len() < WIDTH => *out += &format!(" {list}\n"),
+            Some(list) if indent + key + list.len() < WIDTH => writeln!(out, " {list}")?,
             _ => {
                 out.push('\n');
                 block(out, field, indent)?;
             }
         },
-        _ => *out += &format!(" {}\n", leaf(field, indent)?),
+        _ => writeln!(out, " {}", leaf(field, indent)?)?,
     }
     Ok(())
 }
