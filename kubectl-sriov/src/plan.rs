@@ -35,7 +35,7 @@ pub struct Plan {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Disruption {
-    /// It cannot be so before the node has booted with an IOMMU.
+    /// It cannot be so before the node has booted: with an IOMMU, or with a NIC whose firmware allows more VFs.
     Reboot,
     /// VFs that somebody holds go: the node is drained of those pods.
     Drain,
@@ -166,11 +166,16 @@ impl Wish<'_> {
         if what.is_empty() {
             return None;
         }
-        let refusals = self.refusals();
-        let reboot = without_iommu && self.new.vf_groups.iter().any(|group| group.device_type.as_deref() == Some(VFIO_PCI));
-        if reboot {
+        let firmware = self.new.num_vfs > self.pf.total_vfs && !self.new.externally_managed && snapshot.tells_firmware(node, self.pf);
+        let refusals = self.refusals(firmware);
+        let iommu = without_iommu && self.new.vf_groups.iter().any(|group| group.device_type.as_deref() == Some(VFIO_PCI));
+        if iommu {
             what.push("vfio-pci needs an IOMMU, which is inactive".to_owned());
         }
+        if firmware {
+            what.push(format!("the NIC's firmware allows {} VFs and is told to allow more from its next start on", self.pf.total_vfs));
+        }
+        let reboot = iommu || firmware;
         what.extend(refusals.iter().map(|why| format!("refused: {why}")));
         // What is refused leaves the PF as it is.
         let disturbed = if refusals.is_empty() { self.holders(snapshot, node) } else { vec![] };
@@ -184,15 +189,20 @@ impl Wish<'_> {
         Some(Change { disruption, disturbed, node: node.to_owned(), pf: pf_name(self.pf), what })
     }
 
-    /// What the daemon would not do.
-    fn refusals(&self) -> Vec<String> {
+    /// What the daemon would not do; `firmware` says that the number of VFs is a matter of the next start.
+    fn refusals(&self, firmware: bool) -> Vec<String> {
         let (new, pf) = (&self.new, self.pf);
         let mut why = Vec::new();
-        if new.num_vfs > pf.total_vfs {
+        if new.num_vfs > pf.total_vfs && !firmware {
             why.push(format!("the PF can have {} VFs", pf.total_vfs));
         }
         if new.num_vfs > 0 && pf.supported == Some(false) {
             why.push("the model is not in supported-nic-ids".to_owned());
+        }
+        if let (Some(wanted), Some(is)) = (given(new.link_type.as_ref()), given(pf.link_type.as_ref()))
+            && !wanted.eq_ignore_ascii_case(is)
+        {
+            why.push(format!("the port is {}, and the kernel cannot change that", is.to_uppercase()));
         }
         if new.externally_managed && new.num_vfs > pf.num_vfs {
             why.push(format!("somebody else makes the VFs, and there are {}", pf.num_vfs));

@@ -131,6 +131,17 @@ impl Snapshot {
         self.configs.iter().any(|config| config.metadata.name.as_deref() == Some(keys::DEFAULT_CONFIG) && is_on(config))
     }
 
+    /// Whether the daemon of a node tells the firmware of a PF how many VFs it is to allow: kernels can since Linux 6.18, for NICs of this vendor. What was
+    /// taken over into an older kernel no object tells.
+    pub fn tells_firmware(&self, node: &str, pf: &InterfaceStatus) -> bool {
+        let kernel = self.node(node).and_then(|node| Some(node.status.as_ref()?.node_info.as_ref()?.kernel_version.as_str()));
+        let mut numbers = kernel.unwrap_or_default().split(|c: char| !c.is_ascii_digit()).map(|number| number.parse::<u32>().unwrap_or(0));
+        let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        let is_left = |config: &SriovOperatorConfig| config.spec.disable_plugins.iter().any(|plugin| plugin == "mellanox");
+        let left = self.configs.iter().any(|config| config.metadata.name.as_deref() == Some(keys::DEFAULT_CONFIG) && is_left(config));
+        pf.vendor.as_deref() == Some("15b3") && version >= (6, 18) && !left
+    }
+
     /// Labels that a node must have to be managed.
     pub fn selector(&self) -> BTreeMap<String, String> {
         let config = self.configs.iter().find(|config| config.metadata.name.as_deref() == Some(keys::DEFAULT_CONFIG));
