@@ -251,8 +251,8 @@ async fn a_right_that_the_new_chart_does_not_give_is_gone_after_the_upgrade() ->
     let bindings = Api::<ClusterRoleBinding>::all(admin);
     let gone = ["sriov-network-left", "sriov-node-detector"];
     let reads_secrets = async || -> Result<bool> {
-        let rules = roles.get("sriov-network-operator").await?.rules.unwrap_or_default();
-        Ok(rules.iter().any(|rule| rule.verbs == ["list"] && rule.resources.as_ref().is_some_and(|resources| *resources == ["secrets"])))
+        let kept = roles.get("sriov-network-operator").await?.rules.unwrap_or_default();
+        Ok(kept.iter().any(|rule| rule.verbs == ["list"] && rule.resources.as_ref().is_some_and(|resources| *resources == ["secrets"])))
     };
 
     helm(&old, "nodeDetector.enabled=true")?;
@@ -277,8 +277,8 @@ fn give_more(template: &Path) -> Result<()> {
     let text = fs::read_to_string(template)?;
     let (before, after) = text.split_once("rules:\n").context("no role")?;
     let rule = "- apiGroups: [\"\"]\n  resources: [secrets]\n  verbs: [list]\n";
-    let role = "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata:\n  name: sriov-network-left\nrules:\n";
-    Ok(fs::write(template, format!("{before}rules:\n{rule}{after}---\n{role}{rule}"))?)
+    let another = "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata:\n  name: sriov-network-left\nrules:\n";
+    Ok(fs::write(template, format!("{before}rules:\n{rule}{after}---\n{another}{rule}"))?)
 }
 
 fn run(command: &mut Command) -> Result<()> {
