@@ -2,25 +2,35 @@
 //! cert-manager. Certificates live for seconds here.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
+use kube::core::GroupVersionKind;
 use serde_json::{Value, json};
 use sriov_tests::apiserver::admission::Admission;
 use sriov_tests::apiserver::cluster::{NAMESPACE, SOON};
-use sriov_tests::apiserver::{Operator, eventually};
+use sriov_tests::apiserver::{Operator, User, apply, eventually, workspace};
+use sriov_tests::lab::artifacts::Artifacts;
+use sriov_tests::lab::process::last_lines;
+use tokio::process::Command;
+use tokio::sync::Mutex;
 
 const SECRET: &str = "operator-webhook-cert";
 const CONFIGURATION: &str = "sriov-operator-webhook-config";
 /// Certificates are moved on every third of this.
 const SHORT: [(&str, &str); 1] = [("WEBHOOK_CERTIFICATE_SECONDS", "9")];
 
+/// They would listen at the same address.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_write_goes_unjudged_whoever_makes_the_certificates() -> Result<()> {
+    let _alone = ALONE.lock().await;
     let cluster = Admission::start().await?;
     let operator = cluster.operator(0, &SHORT).await?;
     cluster.configure(json!({ "enableOperatorWebhook": true, "enableInjector": true })).await?;
@@ -138,4 +148,71 @@ async fn with_cert_manager_no_certificate_and_no_authority_is_ours(cluster: &Adm
     ensure!(now.data == theirs.data, "cert-manager's Secret was written");
     operator.check_rights()?;
     operator.stop().await
+}
+
+/// Longest time for what several of cert-manager's controllers do one after the other.
+const ISSUED: Duration = Duration::from_mins(1);
+
+/// cert-manager's own controllers, the objects of the chart, and a renewal as its users ask for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn cert_manager_makes_the_certificates_and_renews_them() -> Result<()> {
+    let _alone = ALONE.lock().await;
+    let cluster = Admission::start().await?;
+    let artifacts = Artifacts::load()?;
+    apply(&cluster.admin, fs::read_to_string(artifacts.program("cert-manager-crds")?)?.trim()).await?;
+    let path = cluster.server.kubeconfig(User::Admin).with_file_name("cert-manager.log");
+    let log = fs::File::create(&path)?;
+    let mut command = Command::new(artifacts.program("cert-manager")?);
+    let _cert_manager = command.arg(cluster.server.kubeconfig(User::Admin)).stdout(log.try_clone()?).stderr(log).kill_on_drop(true).spawn()?;
+    let operator = cluster.operator(0, &[("ADMISSION_CONTROLLERS_CERTIFICATES_CERT_MANAGER_ENABLED", "true")]).await?;
+    cluster.configure(json!({ "enableOperatorWebhook": true, "enableInjector": true })).await?;
+    let rendered = fs::read_to_string(workspace().join("deploy/testdata/options.yaml"))?;
+    let theirs: Vec<&str> = rendered.split("\n---\n").filter(|document| document.contains("apiVersion: cert-manager.io/v1")).collect();
+    ensure!(theirs.len() == 2, "an Issuer and a Certificate: {theirs:?}");
+    let theirs = theirs.join("\n---\n");
+    eventually(ISSUED, "its kinds are served", async || apply(&cluster.admin, &theirs).await.map(drop)).await?;
+
+    let result = renewed(&cluster).await.with_context(|| format!("the end of cert-manager's log:\n{}", last_lines(&path, 20)));
+    operator.explain(result)?;
+    operator.check_rights()?;
+    operator.stop().await
+}
+
+async fn renewed(cluster: &Admission) -> Result<()> {
+    let secrets: Api<Secret> = cluster.ours();
+    let certificate = async || {
+        let data = secrets.get(SECRET).await?.data.context("no data")?;
+        data.get("tls.crt").map(|text| text.0.clone()).context("no tls.crt")
+    };
+    // Its authority is itself. cert-manager may make two at first.
+    let in_force = async |not: Option<&Vec<u8>>| {
+        let mut found = vec![];
+        eventually(ISSUED, "the authority of the certificate is in all configurations", async || {
+            found = certificate().await?;
+            ensure!(Some(&found) != not, "the certificate is the one before");
+            let bundles = bundles(cluster).await?;
+            // cert-manager leaves the one before in it, so that nobody is in between.
+            let trusts = |bundle: &Vec<u8>| bundle.windows(found.len()).any(|part| part == found);
+            let strange = bundles.iter().filter(|bundle| !bundle.as_ref().is_some_and(trusts)).count();
+            ensure!(strange == 0, "{strange} of {} have others only, or none", bundles.len());
+            Ok(())
+        })
+        .await?;
+        cluster.judged().await?;
+        Ok::<_, anyhow::Error>(found)
+    };
+    let first = in_force(None).await?;
+
+    // As `cmctl renew` does it.
+    let kind = ApiResource::from_gvk(&GroupVersionKind::gvk("cert-manager.io", "v1", "Certificate"));
+    let certificates: Api<DynamicObject> = Api::namespaced_with(cluster.admin.clone(), NAMESPACE, &kind);
+    let mut asked = certificates.get(SECRET).await?;
+    let now = k8s_openapi::jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let condition = json!({ "type": "Issuing", "status": "True", "reason": "ManuallyTriggered", "message": "a test", "lastTransitionTime": now });
+    asked.data["status"]["conditions"].as_array_mut().context("no conditions")?.push(condition);
+    certificates.replace_status(SECRET, &PostParams::default(), &asked).await?;
+    in_force(Some(&first)).await?;
+    let annotations = secrets.get(SECRET).await?.annotations().clone();
+    ensure!(annotations.contains_key("cert-manager.io/certificate-name"), "not cert-manager's: {annotations:?}");
+    Ok(())
 }

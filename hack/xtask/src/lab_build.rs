@@ -98,6 +98,7 @@ fn build(cache: &Cache, workspace: &Workspace) -> Result<Artifacts> {
     artifacts.bin.insert("helm", go_tools::helm(cache, workspace)?);
     artifacts.bin.insert("crane", go_tools::crane(cache, workspace)?);
     artifacts.bin.insert("promtool", go_tools::promtool(cache, workspace)?);
+    artifacts.bin.extend(go_tools::cert_manager(cache, workspace)?);
     let openvswitch = openvswitch::programs(cache, &offer)?;
     artifacts.bin.extend(openvswitch::FILES.map(|(name, file)| (name, openvswitch.path(file))));
     Ok(artifacts)

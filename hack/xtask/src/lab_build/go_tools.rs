@@ -79,6 +79,10 @@ const PROMETHEUS: Module = Module {
     linking: Linking::Tagged("remove_all_sd"),
 };
 
+/// Makes certificates in the tests. Its own programs are modules that no proxy has, so `main.go` starts its controllers.
+const CERT_MANAGER: Module = Module { name: "cert-manager", programs: &[("cert-manager", ".")], linking: Linking::Pure };
+const CERT_MANAGER_MODULE: &str = "github.com/cert-manager/cert-manager";
+
 /// The programs that a node's container runtime calls as CNI plugins.
 pub(crate) const CNI_PLUGINS: [&str; 8] = ["bridge", "dhcp", "host-device", "host-local", "loopback", "macvlan", "static", "tuning"];
 
@@ -129,17 +133,45 @@ pub(crate) fn promtool(cache: &Cache, workspace: &Workspace) -> Result<PathBuf> 
     Ok(stage.path("promtool"))
 }
 
+/// cert-manager's controllers, and its CustomResourceDefinitions in one file.
+pub(crate) fn cert_manager(cache: &Cache, workspace: &Workspace) -> Result<[(&'static str, PathBuf); 2]> {
+    const CRDS: &str = "cert-manager-crds.yaml";
+    let folder = workspace.path("hack/tools").join(CERT_MANAGER.name);
+    let program = module_stage(cache, workspace, &CERT_MANAGER, CERT_MANAGER.programs, &[])?;
+    let inputs = Inputs::new("cert-manager-crds", "the module's deploy/crds").file("go.mod", &folder.join("go.mod"))?;
+    let crds = cache.stage("cert-manager-crds", inputs.finish(), |dir| {
+        // In the cache since the program was built.
+        let mut command = Command::new("go");
+        let module = stdout_of(command.current_dir(&folder).args(["list", "-mod=readonly", "-m", "-f", "{{.Dir}}", CERT_MANAGER_MODULE]))?;
+        let mut files =
+            std::fs::read_dir(Path::new(module.trim()).join("deploy/crds"))?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+        files.retain(|path| path.extension().is_some_and(|extension| extension == "yaml"));
+        files.sort();
+        let texts = files
+            .iter()
+            .map(|path| Ok(std::fs::read_to_string(path)?.trim().trim_start_matches("---").trim().to_owned()))
+            .collect::<Result<Vec<_>>>()?;
+        ensure!(!texts.is_empty(), "{CERT_MANAGER_MODULE} has no deploy/crds");
+        std::fs::write(dir.join(CRDS), texts.join("\n---\n") + "\n").context("write cert-manager's CustomResourceDefinitions")
+    })?;
+    Ok([("cert-manager", program.path("cert-manager")), ("cert-manager-crds", crds.path(CRDS))])
+}
+
 /// Builds the wanted programs of one module.
 fn module_stage(cache: &Cache, workspace: &Workspace, module: &Module, programs: &[(&str, &str)], installed: &[Package]) -> Result<Stage> {
     let folder = workspace.path("hack/tools").join(module.name);
     let arguments = arguments(module.linking, &folder)?;
     // The whole recipe is the command line, which is in the key; this file's text is not, because linking all again takes minutes.
+    let own = folder.join("main.go");
     let mut inputs = Inputs::new(module.name, "go build")
         .text("go", &stdout_of(Command::new("go").arg("version").current_dir(&folder))?)
         .text("arguments", &arguments.join(" "))
         .text("programs", &format!("{programs:?}"))
         .file("go.mod", &folder.join("go.mod"))?
         .file("go.sum", &folder.join("go.sum"))?;
+    if own.is_file() {
+        inputs = inputs.file("main.go", &own)?;
+    }
     if module.linking == Linking::Seccomp {
         for package in installed.iter().filter(|package| ["libseccomp-dev", "gcc", "libc6-dev"].contains(&package.name.as_str())) {
             inputs = inputs.text("C", &package.exact());
